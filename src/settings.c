@@ -1,0 +1,151 @@
+/*
+ * settings.c
+ *	  Every setting of the extension, in alphabetical order.
+ *
+ * A setting that says where a database is served is PGC_SUSET, so that it can
+ * be set per database (ALTER DATABASE ... SET); the receiver that serves the
+ * database starts again when it changes.  All others are PGC_SIGHUP and take
+ * effect at the next reload.
+ */
+#include "postgres.h"
+
+#include "utils/guc.h"
+#include "utils/varlena.h"
+
+#include "settings.h"
+
+int			bw_answer_timeout = 30000;
+char	   *bw_databases = NULL;
+char	   *bw_listen_addresses = NULL;
+int			bw_max_batch = 1000;
+int			bw_max_batch_size = 8 * 1024;
+int			bw_max_body_size = 4 * 1024;
+int			bw_max_connections = 1000;
+int			bw_max_header_size = 16;
+int			bw_max_pending = 1000;
+int			bw_max_pending_size = 64 * 1024;
+bool		bw_notify = true;
+int			bw_port = 8080;
+int			bw_receivers = 1;
+int			bw_rejection_log_limit = 10000;
+int			bw_request_timeout = 10000;
+int			bw_store_lock_timeout = 2000;
+int			bw_store_timeout = 10000;
+
+/* Accepts a list of names, each perhaps quoted, as search_path does. */
+static bool
+check_name_list(char **newval, void **extra, GucSource source)
+{
+	char	   *copy = pstrdup(*newval);
+	List	   *names;
+	bool		valid = SplitIdentifierString(copy, ',', &names);
+
+	if (!valid)
+		GUC_check_errdetail("List syntax is invalid.");
+	list_free(names);
+	pfree(copy);
+	return valid;
+}
+
+/* Accepts a list of host names and addresses, as listen_addresses does. */
+static bool
+check_address_list(char **newval, void **extra, GucSource source)
+{
+	char	   *copy = pstrdup(*newval);
+	List	   *addresses;
+	bool		valid = SplitGUCList(copy, ',', &addresses);
+
+	if (!valid)
+		GUC_check_errdetail("List syntax is invalid.");
+	list_free(addresses);
+	pfree(copy);
+	return valid;
+}
+
+static void
+define_int(const char *name, const char *description, const char *detail, int *variable,
+		   int min, int max, GucContext context, int flags)
+{
+	DefineCustomIntVariable(name, description, detail, variable, *variable, min, max,
+							context, flags, NULL, NULL, NULL);
+}
+
+/*
+ * Defines the settings.  Called once in every process that loads the library.
+ */
+void
+settings_init(void)
+{
+	define_int("banked_webhooks.answer_timeout",
+			   "Time after which a delivery that is not yet stored is answered with 503.",
+			   "The delivery may still be stored; when it comes again it is a repetition.",
+			   &bw_answer_timeout, 1000, 600000, PGC_SIGHUP, GUC_UNIT_MS);
+	DefineCustomStringVariable("banked_webhooks.databases",
+							   "Databases that receive webhooks, a list separated by commas.",
+							   "The extension must be created in each. Nothing is served while the list is empty.",
+							   &bw_databases, "", PGC_SIGHUP, GUC_LIST_INPUT,
+							   check_name_list, NULL, NULL);
+	DefineCustomStringVariable("banked_webhooks.listen_addresses",
+							   "Addresses to listen on for webhooks, a list separated by commas.",
+							   "\"*\" stands for all addresses. Can be set per database.",
+							   &bw_listen_addresses, "127.0.0.1", PGC_SUSET, GUC_LIST_INPUT,
+							   check_address_list, NULL, NULL);
+	define_int("banked_webhooks.max_batch",
+			   "Most deliveries that are stored in one transaction.",
+			   NULL,
+			   &bw_max_batch, 1, 10000, PGC_SIGHUP, 0);
+	define_int("banked_webhooks.max_batch_size",
+			   "Most bytes of deliveries that are stored in one transaction.",
+			   "A single larger delivery is a batch of its own.",
+			   &bw_max_batch_size, 64, 256 * 1024, PGC_SIGHUP, GUC_UNIT_KB);
+	define_int("banked_webhooks.max_body_size",
+			   "Largest body of a delivery; a larger one is answered with 413.",
+			   NULL,
+			   &bw_max_body_size, 1, 64 * 1024, PGC_SIGHUP, GUC_UNIT_KB);
+	define_int("banked_webhooks.max_connections",
+			   "Most HTTP connections of one receiver.",
+			   "Further ones are answered with 503, or wait.",
+			   &bw_max_connections, 1, 60000, PGC_SIGHUP, 0);
+	define_int("banked_webhooks.max_header_size",
+			   "Largest request line with headers; larger ones are answered with 414 or 431.",
+			   NULL,
+			   &bw_max_header_size, 2, 1024, PGC_SIGHUP, GUC_UNIT_KB);
+	define_int("banked_webhooks.max_pending",
+			   "Most deliveries of one receiver that wait to be stored; further ones are answered with 503.",
+			   NULL,
+			   &bw_max_pending, 1, 60000, PGC_SIGHUP, 0);
+	define_int("banked_webhooks.max_pending_size",
+			   "Most bytes of bodies that one receiver holds; further deliveries are answered with 503.",
+			   "At least one body of max_body_size always fits.",
+			   &bw_max_pending_size, 64, 4 * 1024 * 1024 - 1, PGC_SIGHUP, GUC_UNIT_KB);
+	DefineCustomBoolVariable("banked_webhooks.notify",
+							 "Sends a notification on channel banked_webhooks for each event.",
+							 NULL,
+							 &bw_notify, true, PGC_SIGHUP, 0, NULL, NULL, NULL);
+	define_int("banked_webhooks.port",
+			   "TCP port to listen on for webhooks.",
+			   "Can be set per database.",
+			   &bw_port, 1, 65535, PGC_SUSET, 0);
+	define_int("banked_webhooks.receivers",
+			   "Receivers for each database; they share the port.",
+			   NULL,
+			   &bw_receivers, 1, 16, PGC_SIGHUP, 0);
+	define_int("banked_webhooks.rejection_log_limit",
+			   "Most rows that are kept in banked.rejections; 0 keeps none.",
+			   NULL,
+			   &bw_rejection_log_limit, 0, 1000000, PGC_SIGHUP, 0);
+	define_int("banked_webhooks.request_timeout",
+			   "Time in which a request must be complete, or its connection is closed.",
+			   "An idle connection is closed after the same time.",
+			   &bw_request_timeout, 100, 600000, PGC_SIGHUP, GUC_UNIT_MS);
+	define_int("banked_webhooks.store_lock_timeout",
+			   "Longest wait for a lock while a batch is stored.",
+			   "Deliveries that still cannot be stored are answered with 503.",
+			   &bw_store_lock_timeout, 10, 60000, PGC_SIGHUP, GUC_UNIT_MS);
+	define_int("banked_webhooks.store_timeout",
+			   "Longest time in which a batch is stored.",
+			   "A delivery that takes longer by itself, without waiting for a lock, goes to banked.quarantine.",
+			   &bw_store_timeout, 100, 600000, PGC_SIGHUP, GUC_UNIT_MS);
+
+	MarkGUCPrefixReserved("banked_webhooks");
+}

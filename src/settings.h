@@ -1,0 +1,31 @@
+/*
+ * settings.h
+ *	  Every setting of the extension, as PostgreSQL keeps it.
+ *
+ * The variables are written by PostgreSQL's configuration machinery alone.
+ * Their units are those of the definitions in settings.c, repeated here.
+ */
+#ifndef BW_SETTINGS_H
+#define BW_SETTINGS_H
+
+extern int	bw_answer_timeout;	/* ms */
+extern char *bw_databases;		/* list of names */
+extern char *bw_listen_addresses;	/* list of addresses */
+extern int	bw_max_batch;		/* deliveries */
+extern int	bw_max_batch_size;	/* kB */
+extern int	bw_max_body_size;	/* kB */
+extern int	bw_max_connections;
+extern int	bw_max_header_size; /* kB */
+extern int	bw_max_pending;		/* deliveries */
+extern int	bw_max_pending_size;	/* kB */
+extern bool bw_notify;
+extern int	bw_port;
+extern int	bw_receivers;
+extern int	bw_rejection_log_limit; /* rows */
+extern int	bw_request_timeout; /* ms */
+extern int	bw_store_lock_timeout;	/* ms */
+extern int	bw_store_timeout;	/* ms */
+
+extern void settings_init(void);
+
+#endif							/* BW_SETTINGS_H */

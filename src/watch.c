@@ -1,0 +1,337 @@
+/*
+ * watch.c
+ *	  Tells the extension's processes what other sessions commit.
+ *
+ * Three sources: our own triggers and functions call watch_config_changed and
+ * watch_service_changed; PostgreSQL's object access hook reports extensions,
+ * roles and databases that come, change or go, by whatever route; and the
+ * utility hook reports what that hook does not show.  All of them only mark the
+ * transaction.  Latches are set after its commit, so that whoever wakes up sees
+ * the change.
+ *
+ * The utility hook has a second task.  A connected receiver would make DROP
+ * DATABASE, ALTER DATABASE ... RENAME or SET TABLESPACE and CREATE DATABASE
+ * ... TEMPLATE fail.  Before such a command on a served database the session
+ * takes a hold: the launcher ends the receivers and starts none until the
+ * transaction has ended, one way or the other.
+ *
+ * Nothing here may raise an error after a transaction has committed.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_db_role_setting.h"
+#include "catalog/pg_extension.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "tcop/utility.h"
+#include "utils/acl.h"
+#include "utils/resowner.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#include "counters.h"
+#include "watch.h"
+
+/* How long a command waits for the receivers to end before it goes on without, in milliseconds. */
+#define HOLD_TIMEOUT 10000
+
+static object_access_hook_type previous_object_access = NULL;
+static ProcessUtility_hook_type previous_process_utility = NULL;
+
+/* What the current transaction did. */
+static bool config_changed = false;
+static bool service_changed = false;
+static DatabaseHold *my_hold = NULL;
+static bool exit_callback_registered = false;
+
+/* Gives the session's hold back; after the end of a transaction and at exit. */
+static void
+release_hold(void)
+{
+	if (my_hold == NULL)
+		return;
+	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+	my_hold->database = InvalidOid;
+	my_hold->pid = 0;
+	my_hold = NULL;
+	counters_wake_launcher();
+	LWLockRelease(shared_state->lock);
+}
+
+static void
+release_hold_at_exit(int code, Datum arg)
+{
+	release_hold();
+}
+
+static void
+publish_changes(void)
+{
+	LWLockAcquire(shared_state->lock, LW_SHARED);
+	if (service_changed)
+	{
+		pg_atomic_fetch_add_u64(&shared_state->generation, 1);
+		counters_wake_launcher();
+	}
+	if (OidIsValid(MyDatabaseId))
+		counters_wake_receivers(MyDatabaseId);
+	LWLockRelease(shared_state->lock);
+}
+
+/*
+ * The end of a transaction, or of its preparation.  Callbacks of transactions
+ * would come too early: the invalidations that others must have seen, before they look,
+ * are sent after those, and before the resources of this phase are released.
+ */
+static void
+transaction_ended(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void *arg)
+{
+	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !isTopLevel || shared_state == NULL)
+		return;
+	if (isCommit && (config_changed || service_changed))
+		publish_changes();
+	config_changed = false;
+	service_changed = false;
+	release_hold();
+}
+
+static void
+object_accessed(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
+{
+	if (previous_object_access)
+		previous_object_access(access, classId, objectId, subId, arg);
+
+	if (access != OAT_POST_CREATE && access != OAT_DROP && access != OAT_POST_ALTER)
+		return;
+	if (classId == ExtensionRelationId || classId == AuthIdRelationId ||
+		classId == DatabaseRelationId || classId == DbRoleSettingRelationId)
+		watch_service_changed();
+}
+
+/* Do receivers of the database run, or are they about to?  Caller holds the lock. */
+static bool
+database_has_receivers(Oid database)
+{
+	for (int i = 0; i < MAX_SLOTS; i++)
+	{
+		ReceiverSlot *slot = &shared_state->slots[i];
+
+		if (slot->used && slot->database == database &&
+			(slot->pid != 0 || slot->starting))
+			return true;
+	}
+	return false;
+}
+
+static bool
+database_is_served(Oid database)
+{
+	for (int i = 0; i < MAX_SLOTS; i++)
+	{
+		if (shared_state->slots[i].used && shared_state->slots[i].database == database)
+			return true;
+	}
+	return false;
+}
+
+/* Takes a free hold on a served database; returns false when there is nothing to hold. */
+static bool
+take_hold(Oid database)
+{
+	if (!exit_callback_registered)
+	{
+		before_shmem_exit(release_hold_at_exit, 0);
+		exit_callback_registered = true;
+	}
+
+	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+	if (database_is_served(database) && my_hold == NULL)
+	{
+		for (int i = 0; i < MAX_HOLDS && my_hold == NULL; i++)
+		{
+			if (!OidIsValid(shared_state->holds[i].database))
+				my_hold = &shared_state->holds[i];
+		}
+		if (my_hold != NULL)
+		{
+			my_hold->database = database;
+			my_hold->pid = MyProcPid;
+			counters_wake_launcher();
+		}
+	}
+	LWLockRelease(shared_state->lock);
+	return my_hold != NULL;
+}
+
+/* Keeps a database free of receivers until this transaction ends. */
+static void
+hold_database(Oid database)
+{
+	TimestampTz give_up;
+	bool		running;
+
+	if (!take_hold(database))
+		return;
+
+	give_up = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), HOLD_TIMEOUT);
+	ConditionVariablePrepareToSleep(&shared_state->receiver_gone);
+	for (;;)
+	{
+		LWLockAcquire(shared_state->lock, LW_SHARED);
+		running = database_has_receivers(database);
+		LWLockRelease(shared_state->lock);
+		if (!running || GetCurrentTimestamp() >= give_up)
+			break;
+		ConditionVariableTimedSleep(&shared_state->receiver_gone, 1000, PG_WAIT_EXTENSION);
+	}
+	ConditionVariableCancelSleep();
+}
+
+static bool
+may_create_databases(void)
+{
+	bool		result = false;
+	HeapTuple	tuple;
+
+	if (superuser())
+		return true;
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	if (HeapTupleIsValid(tuple))
+	{
+		result = ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+		ReleaseSysCache(tuple);
+	}
+	return result;
+}
+
+static const char *
+template_of(CreatedbStmt *stmt)
+{
+	ListCell   *cell;
+
+	foreach(cell, stmt->options)
+	{
+		DefElem    *option = lfirst_node(DefElem, cell);
+
+		if (strcmp(option->defname, "template") == 0 && option->arg != NULL)
+			return defGetString(option);
+	}
+	return "template1";
+}
+
+static bool
+moves_tablespace(AlterDatabaseStmt *stmt)
+{
+	ListCell   *cell;
+
+	foreach(cell, stmt->options)
+	{
+		if (strcmp(lfirst_node(DefElem, cell)->defname, "tablespace") == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Takes a hold when the command needs a database without other sessions and
+ * the user may run it: nobody can interrupt the service by commands that fail
+ * for want of privilege.
+ */
+static void
+hold_for_command(Node *command)
+{
+	const char *name = NULL;
+	bool		copies = false;
+	Oid			database;
+
+	switch (nodeTag(command))
+	{
+		case T_DropdbStmt:
+			name = castNode(DropdbStmt, command)->dbname;
+			break;
+		case T_RenameStmt:
+			if (castNode(RenameStmt, command)->renameType == OBJECT_DATABASE)
+				name = castNode(RenameStmt, command)->subname;
+			break;
+		case T_AlterDatabaseStmt:
+			if (moves_tablespace(castNode(AlterDatabaseStmt, command)))
+				name = castNode(AlterDatabaseStmt, command)->dbname;
+			break;
+		case T_CreatedbStmt:
+			name = template_of(castNode(CreatedbStmt, command));
+			copies = true;
+			break;
+		default:
+			break;
+	}
+	if (name == NULL)
+		return;
+
+	database = get_database_oid(name, true);
+	if (!OidIsValid(database) || (database == MyDatabaseId && !copies))
+		return;
+	if (pg_database_ownercheck(database, GetUserId()) ||
+		(copies && may_create_databases()))
+		hold_database(database);
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+{
+	Node	   *command = pstmt->utilityStmt;
+
+	if (my_slot != NULL && (IsA(command, AlterRoleStmt) || IsA(command, AlterRoleSetStmt)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("roles cannot be altered while a webhook is stored")));
+
+	if (shared_state != NULL)
+		hold_for_command(command);
+
+	if (previous_process_utility)
+		previous_process_utility(pstmt, queryString, readOnlyTree, context,
+								 params, queryEnv, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
+								params, queryEnv, dest, qc);
+
+	/* The marks of the prepared transaction are gone: assume the most. */
+	if (IsA(command, TransactionStmt) &&
+		((TransactionStmt *) command)->kind == TRANS_STMT_COMMIT_PREPARED)
+		watch_service_changed();
+
+	/* ALTER DATABASE or ROLE ... SET: where a receiver listens may have changed. */
+	if (IsA(command, AlterDatabaseSetStmt) || IsA(command, AlterRoleSetStmt))
+		watch_service_changed();
+}
+
+void
+watch_init(void)
+{
+	RegisterResourceReleaseCallback(transaction_ended, NULL);
+	previous_object_access = object_access_hook;
+	object_access_hook = object_accessed;
+	previous_process_utility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+}
+
+void
+watch_config_changed(void)
+{
+	config_changed = true;
+}
+
+void
+watch_service_changed(void)
+{
+	service_changed = true;
+}
