@@ -1,0 +1,343 @@
+/*
+ * endpoint_cache.c
+ *	  The endpoints of this database and their keys, as of the current transaction.
+ *
+ * A receiver looks up an endpoint for each delivery, so each session keeps
+ * all of them in memory.  Triggers on the tables send a relcache invalidation
+ * of banked.endpoints at commit; PostgreSQL hands it to every session at its next
+ * transaction's start, at the latest.  A delivery is therefore never judged by
+ * endpoints or keys older than the start of its batch, and a transaction that
+ * changes them sees its own changes.
+ *
+ * Secrets are read as the extension's owner and live in this process's memory
+ * alone, as keyed contexts of OpenSSL's, until the next reading.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "endpoint_cache.h"
+#include "statements.h"
+
+static Statement read_endpoints = {
+	.sql = "SELECT endpoint_id, path, events, live, state, "
+	"(extract(epoch FROM timestamp_tolerance) * 1000000)::int8 "
+	"FROM banked.endpoints"
+};
+
+static Statement read_keys = {
+	.sql = "SELECT e.path, k.key_id, coalesce(k.valid_until, 'infinity'), s.secret "
+	"FROM banked.signing_keys k JOIN banked.endpoints e USING (endpoint_id) "
+	"LEFT JOIN banked.key_secrets s USING (key_id) "
+	"ORDER BY k.valid_from"
+};
+
+static MemoryContext cache_context = NULL;	/* null until the first reading */
+static HTAB *endpoints = NULL;
+static bool current = false;
+static bool invalidated = false;	/* while the tables are being read */
+static uint64 version = 0;
+static bool callback_registered = false;
+static Oid	endpoints_relation = InvalidOid;
+
+static void
+relation_invalidated(Datum arg, Oid relation)
+{
+	if (relation == InvalidOid || relation == endpoints_relation ||
+		!OidIsValid(endpoints_relation))
+	{
+		current = false;
+		invalidated = true;
+	}
+}
+
+static void
+forget_everything(void)
+{
+	if (endpoints != NULL)
+	{
+		HASH_SEQ_STATUS status;
+		Endpoint   *endpoint;
+
+		hash_seq_init(&status, endpoints);
+		while ((endpoint = hash_seq_search(&status)) != NULL)
+		{
+			for (EndpointKey *key = endpoint->keys; key != NULL; key = key->next)
+			{
+				signature_key_free(key->key);
+				key->key = NULL;
+			}
+		}
+	}
+	endpoints = NULL;
+	if (cache_context != NULL)
+		MemoryContextReset(cache_context);
+	else
+		cache_context = AllocSetContextCreate(CacheMemoryContext, "banked_webhooks endpoints",
+											  ALLOCSET_SMALL_SIZES);
+}
+
+static Datum
+get_column(int row, int column, bool *isnull)
+{
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, isnull);
+}
+
+static EndpointState
+state_from_text(const char *text)
+{
+	if (strcmp(text, "active") == 0)
+		return ENDPOINT_ACTIVE;
+	if (strcmp(text, "retired") == 0)
+		return ENDPOINT_RETIRED;
+	return ENDPOINT_DISABLED;
+}
+
+static void
+fill_events(Endpoint *endpoint, Datum array)
+{
+	Datum	   *elements;
+	bool	   *nulls;
+	int			count;
+
+	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false, TYPALIGN_INT,
+					  &elements, &nulls, &count);
+	endpoint->events = palloc(sizeof(char *) * Max(count, 1));
+	for (int i = 0; i < count; i++)
+	{
+		if (!nulls[i])
+			endpoint->events[endpoint->event_count++] = TextDatumGetCString(elements[i]);
+	}
+}
+
+static void
+load_endpoints(void)
+{
+	(void) statements_run(&read_endpoints, NULL, NULL, 0);
+	for (uint64 row = 0; row < SPI_processed; row++)
+	{
+		MemoryContext old;
+		Endpoint   *endpoint;
+		char		path[FRAME_MAX_PATH + 1] = {0};
+		bool		isnull;
+		bool		found;
+		Datum		value;
+
+		strlcpy(path, TextDatumGetCString(get_column(row, 2, &isnull)), sizeof(path));
+		endpoint = hash_search(endpoints, path, HASH_ENTER, &found);
+		memset((char *) endpoint + sizeof(endpoint->path), 0,
+			   sizeof(Endpoint) - sizeof(endpoint->path));
+
+		endpoint->endpoint_id = *DatumGetUUIDP(get_column(row, 1, &isnull));
+		value = get_column(row, 3, &isnull);
+		endpoint->all_events = isnull;
+		if (!isnull)
+		{
+			old = MemoryContextSwitchTo(cache_context);
+			fill_events(endpoint, value);
+			MemoryContextSwitchTo(old);
+		}
+		value = get_column(row, 4, &isnull);
+		endpoint->live = isnull ? -1 : DatumGetBool(value);
+		endpoint->state = state_from_text(TextDatumGetCString(get_column(row, 5, &isnull)));
+		endpoint->timestamp_tolerance = DatumGetInt64(get_column(row, 6, &isnull));
+	}
+}
+
+static void
+load_keys(void)
+{
+	(void) statements_run(&read_keys, NULL, NULL, 0);
+	for (uint64 row = 0; row < SPI_processed; row++)
+	{
+		Endpoint   *endpoint;
+		EndpointKey *key;
+		char		path[FRAME_MAX_PATH + 1] = {0};
+		bool		isnull;
+		Datum		secret;
+
+		strlcpy(path, TextDatumGetCString(get_column(row, 1, &isnull)), sizeof(path));
+		endpoint = hash_search(endpoints, path, HASH_FIND, NULL);
+		if (endpoint == NULL)
+			continue;			/* both statements saw one snapshot only by luck */
+
+		key = MemoryContextAllocZero(cache_context, sizeof(EndpointKey));
+		key->next = endpoint->keys;
+		endpoint->keys = key;
+		key->key_id = *DatumGetUUIDP(get_column(row, 2, &isnull));
+		key->valid_until = DatumGetTimestampTz(get_column(row, 3, &isnull));
+		secret = get_column(row, 4, &isnull);
+		if (!isnull)
+		{
+			bytea	   *bytes = DatumGetByteaPP(secret);
+
+			key->key = signature_key_create(VARDATA_ANY(bytes), VARSIZE_ANY_EXHDR(bytes));
+		}
+	}
+}
+
+/* Reads both tables, if they exist: before the first endpoint, and after DROP EXTENSION, they do not. */
+static void
+load(void)
+{
+	Identity	before;
+	HASHCTL		control = {0};
+
+	control.keysize = FRAME_MAX_PATH + 1;
+	control.entrysize = sizeof(Endpoint);
+	control.hcxt = cache_context;
+	endpoints = hash_create("banked_webhooks endpoints", 64, &control,
+							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+
+	endpoints_relation = statements_relation("endpoints");
+	if (!OidIsValid(endpoints_relation) ||
+		!OidIsValid(statements_relation("signing_keys")) ||
+		!OidIsValid(statements_relation("key_secrets")))
+		return;
+
+	SPI_connect();
+	statements_become_owner(&before);
+	load_endpoints();
+	load_keys();
+	statements_restore(&before);
+	SPI_finish();
+}
+
+void
+endpoint_cache_refresh(void)
+{
+	if (!callback_registered)
+	{
+		CacheRegisterRelcacheCallback(relation_invalidated, (Datum) 0);
+		callback_registered = true;
+	}
+	/* A transaction that holds its locks already accepts none by itself. */
+	AcceptInvalidationMessages();
+	if (current)
+		return;
+
+	/* An error below leaves the cache marked as not current. */
+	forget_everything();
+	invalidated = false;
+	load();
+	/* What an old snapshot shows is good for this transaction alone. */
+	current = !invalidated && !IsolationUsesXactSnapshot();
+	version++;
+}
+
+bool
+endpoint_cache_is_current(void)
+{
+	AcceptInvalidationMessages();
+	return current;
+}
+
+uint64
+endpoint_cache_version(void)
+{
+	return version;
+}
+
+const Endpoint *
+endpoint_cache_find(const char *path, Size length)
+{
+	char		key[FRAME_MAX_PATH + 1] = {0};
+
+	if (endpoints == NULL || length > FRAME_MAX_PATH)
+		return NULL;
+	memcpy(key, path, length);
+	return hash_search(endpoints, key, HASH_FIND, NULL);
+}
+
+const Endpoint *
+endpoint_cache_find_id(const pg_uuid_t *endpoint_id)
+{
+	HASH_SEQ_STATUS status;
+	Endpoint   *endpoint;
+
+	if (endpoints == NULL)
+		return NULL;
+	hash_seq_init(&status, endpoints);
+	while ((endpoint = hash_seq_search(&status)) != NULL)
+	{
+		if (memcmp(&endpoint->endpoint_id, endpoint_id, sizeof(pg_uuid_t)) == 0)
+		{
+			hash_seq_term(&status);
+			return endpoint;
+		}
+	}
+	return NULL;
+}
+
+/* Does a type match an entry of the filter: equal, or equal up to a final asterisk? */
+static bool
+filter_matches(const char *filter, const char *event_type)
+{
+	Size		length = strlen(filter);
+
+	if (length > 0 && filter[length - 1] == '*')
+		return strncmp(filter, event_type, length - 1) == 0;
+	return strcmp(filter, event_type) == 0;
+}
+
+bool
+endpoint_wants(const Endpoint *endpoint, const char *event_type, bool bare_mandate)
+{
+	char	   *full = NULL;
+
+	if (endpoint->all_events)
+		return true;
+	if (bare_mandate)
+		full = psprintf("mandate_%s", event_type);
+	for (int i = 0; i < endpoint->event_count; i++)
+	{
+		if (filter_matches(endpoint->events[i], event_type) ||
+			(full != NULL && filter_matches(endpoint->events[i], full)))
+			return true;
+	}
+	return false;
+}
+
+PathEntry *
+endpoint_cache_paths(Size *count)
+{
+	HASH_SEQ_STATUS status;
+	Endpoint   *endpoint;
+	PathEntry  *paths;
+
+	*count = 0;
+	paths = palloc(sizeof(PathEntry) * (endpoints == NULL ? 1 : hash_get_num_entries(endpoints) + 1));
+	if (endpoints == NULL)
+		return paths;
+
+	hash_seq_init(&status, endpoints);
+	while ((endpoint = hash_seq_search(&status)) != NULL)
+	{
+		PathEntry  *entry = &paths[*count];
+
+		if (endpoint->state == ENDPOINT_DISABLED)
+			continue;
+		entry->state = endpoint->state == ENDPOINT_RETIRED ? PATH_RETIRED : PATH_ACTIVE;
+		entry->path = endpoint->path;
+		entry->path_length = strlen(endpoint->path);
+		(*count)++;
+	}
+	return paths;
+}
+
+void
+endpoint_cache_invalidate(void)
+{
+	Oid			relation = statements_relation("endpoints");
+
+	if (OidIsValid(relation))
+		CacheInvalidateRelcacheByRelid(relation);
+}

@@ -1,0 +1,41 @@
+/*
+ * event_store.h
+ *	  Turns judged deliveries into rows, in the caller's transaction.
+ */
+#ifndef BW_EVENT_STORE_H
+#define BW_EVENT_STORE_H
+
+#include "delivery.h"
+
+/*
+ * Stores deliveries of which judged is PENDING or QUARANTINED and sets their
+ * outcomes: events, revisions and repetitions, or rows of quarantine.  All or
+ * nothing: an error leaves the outcomes undefined, and the caller must abort
+ * the (sub)transaction.  What it raises is what the database or a user's
+ * trigger raised.  Runs users' triggers as banked_webhooks_worker.
+ */
+extern void event_store_write(Delivery **deliveries, int count);
+
+/*
+ * Stores one delivery whose insertion as a new event has failed, unless it
+ * would be a new event: returns false then, with nothing done.
+ */
+extern bool event_store_write_known(Delivery *delivery);
+
+/* Puts one delivery into quarantine, for the reason that it is marked with. */
+extern void event_store_quarantine(Delivery *delivery);
+
+/*
+ * Reads a row of quarantine into a zeroed delivery, palloc'ed in
+ * CurrentMemoryContext, and locks it.  False when there is no such row, or when it
+ * is dismissed or locked by another session and only_due is true.
+ */
+extern bool event_store_read_quarantine(int64 quarantine_id, bool only_due, Delivery *delivery);
+
+/*
+ * The id of the row of quarantine whose automatic attempt is due, else 0 and
+ * the time when the next one will be (DT_NOEND when none).
+ */
+extern int64 event_store_next_attempt(TimestampTz *due_at);
+
+#endif							/* BW_EVENT_STORE_H */

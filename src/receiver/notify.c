@@ -1,0 +1,279 @@
+/*
+ * notify.c
+ *	  Notifications on channel banked_webhooks.
+ *
+ * A statement trigger on events, event_revisions and quarantine says what
+ * came.  In a receiver it only collects: a transaction that notifies holds a
+ * lock of the whole cluster from just before its commit until after it, the
+ * wait for disks and standbys included, and every other session's NOTIFY would
+ * wait too.  After the events are safe the notifications go out in a
+ * transaction of their own that waits for nothing.  In any other session the
+ * trigger notifies in the session's transaction.
+ *
+ * Notifications are hints.  They never fail a delivery: with the queue more
+ * than half full they are left out, and counted.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "commands/async.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "executor/tuptable.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/guc.h"
+#include "utils/json.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/tuplestore.h"
+
+#include "counters.h"
+#include "endpoint_cache.h"
+#include "notify.h"
+#include "settings.h"
+
+#define CHANNEL "banked_webhooks"
+#define MAX_PAYLOAD 7999		/* bytes; one more and NOTIFY raises an error */
+#define MAX_QUEUE_USAGE 0.5
+
+PG_FUNCTION_INFO_V1(banked_webhooks_notify);
+
+static MemoryContext collect_context = NULL;	/* not null: collect only */
+static List *collected = NIL;	/* of char *, in collect_context */
+
+static bool
+queue_has_room(void)
+{
+	return DatumGetFloat8(DirectFunctionCall1(pg_notification_queue_usage, (Datum) 0)) <=
+		MAX_QUEUE_USAGE;
+}
+
+/* The text of a column, palloc'ed, or null; also null when there is no such column. */
+static char *
+slot_text(TupleTableSlot *slot, const char *column)
+{
+	TupleDesc	tupdesc = slot->tts_tupleDescriptor;
+	int			attnum = SPI_fnumber(tupdesc, column);
+	bool		isnull;
+	Datum		value;
+	Oid			output;
+	bool		varlena;
+
+	if (attnum <= 0)
+		return NULL;
+	value = slot_getattr(slot, attnum, &isnull);
+	if (isnull)
+		return NULL;
+	getTypeOutputInfo(TupleDescAttr(tupdesc, attnum - 1)->atttypid, &output, &varlena);
+	return OidOutputFunctionCall(output, value);
+}
+
+static void
+append_text(StringInfo json, const char *key, const char *text)
+{
+	if (json->len > 1)
+		appendStringInfoChar(json, ',');
+	escape_json(json, key);
+	appendStringInfoChar(json, ':');
+	if (text == NULL)
+		appendStringInfoString(json, "null");
+	else
+		escape_json(json, text);
+}
+
+static void
+append_number(StringInfo json, const char *key, const char *number)
+{
+	appendStringInfo(json, "%s\"%s\":%s", json->len > 1 ? "," : "", key,
+					 number == NULL ? "null" : number);
+}
+
+/* The path of the endpoint of a row, or null. */
+static const char *
+slot_endpoint(TupleTableSlot *slot)
+{
+	int			attnum = SPI_fnumber(slot->tts_tupleDescriptor, "endpoint_id");
+	bool		isnull = true;
+	Datum		value = (Datum) 0;
+	const Endpoint *endpoint = NULL;
+
+	if (attnum > 0)
+		value = slot_getattr(slot, attnum, &isnull);
+	if (!isnull)
+		endpoint = endpoint_cache_find_id(DatumGetUUIDP(value));
+	return endpoint == NULL ? NULL : endpoint->path;
+}
+
+static char *
+event_payload(TupleTableSlot *slot, bool with_resource)
+{
+	StringInfoData json;
+
+	initStringInfo(&json);
+	appendStringInfoChar(&json, '{');
+	append_text(&json, "event_id", slot_text(slot, "event_id"));
+	append_text(&json, "event_type", slot_text(slot, "event_type"));
+	append_text(&json, "endpoint", slot_endpoint(slot));
+	if (with_resource)
+		append_text(&json, "resource_id", slot_text(slot, "resource_id"));
+	append_number(&json, "seq", slot_text(slot, "seq"));
+	append_number(&json, "revision", slot_text(slot, "revision"));
+	appendStringInfoChar(&json, '}');
+	return json.data;
+}
+
+static char *
+quarantine_payload(TupleTableSlot *slot)
+{
+	StringInfoData json;
+
+	initStringInfo(&json);
+	appendStringInfoChar(&json, '{');
+	append_number(&json, "quarantine", slot_text(slot, "quarantine_id"));
+	append_text(&json, "reason", slot_text(slot, "reason"));
+	appendStringInfoChar(&json, '}');
+	return json.data;
+}
+
+static void
+notify_row(TupleTableSlot *slot)
+{
+	char	   *payload;
+
+	if (SPI_fnumber(slot->tts_tupleDescriptor, "quarantine_id") > 0)
+		payload = quarantine_payload(slot);
+	else
+	{
+		payload = event_payload(slot, true);
+		if (strlen(payload) > MAX_PAYLOAD)
+			payload = event_payload(slot, false);
+	}
+	if (strlen(payload) > MAX_PAYLOAD)
+		return;
+
+	if (collect_context != NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(collect_context);
+
+		collected = lappend(collected, pstrdup(payload));
+		MemoryContextSwitchTo(old);
+	}
+	else
+		Async_Notify(CHANNEL, payload);
+}
+
+/*
+ * banked_webhooks_notify() -- AFTER INSERT statement trigger with a transition
+ * table of the new rows.
+ */
+Datum
+banked_webhooks_notify(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	TupleTableSlot *slot;
+	MemoryContext row_context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_AFTER(trigger->tg_event) ||
+		!TRIGGER_FIRED_BY_INSERT(trigger->tg_event) ||
+		!TRIGGER_FIRED_FOR_STATEMENT(trigger->tg_event) || trigger->tg_newtable == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("%s must be an AFTER INSERT statement trigger with a new transition table",
+						"banked._notify()")));
+
+	if (!bw_notify || tuplestore_tuple_count(trigger->tg_newtable) == 0 ||
+		(collect_context == NULL && !queue_has_room()))
+		return PointerGetDatum(NULL);
+
+	endpoint_cache_refresh();
+	slot = MakeSingleTupleTableSlot(RelationGetDescr(trigger->tg_relation),
+									&TTSOpsMinimalTuple);
+	row_context = AllocSetContextCreate(CurrentMemoryContext, "banked_webhooks notify",
+										ALLOCSET_DEFAULT_SIZES);
+	tuplestore_select_read_pointer(trigger->tg_newtable, 0);
+	tuplestore_rescan(trigger->tg_newtable);
+	while (tuplestore_gettupleslot(trigger->tg_newtable, true, false, slot))
+	{
+		MemoryContext old = MemoryContextSwitchTo(row_context);
+
+		notify_row(slot);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(row_context);
+	}
+	MemoryContextDelete(row_context);
+	ExecDropSingleTupleTableSlot(slot);
+	return PointerGetDatum(NULL);
+}
+
+void
+notify_collect(void)
+{
+	if (collect_context == NULL)
+		collect_context = AllocSetContextCreate(TopMemoryContext, "banked_webhooks notifications",
+												ALLOCSET_DEFAULT_SIZES);
+}
+
+int
+notify_mark(void)
+{
+	return list_length(collected);
+}
+
+void
+notify_rewind(int mark)
+{
+	collected = list_truncate(collected, mark);
+}
+
+static void
+send_in_transaction(void)
+{
+	ListCell   *cell;
+
+	StartTransactionCommand();
+	(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+	if (queue_has_room())
+	{
+		foreach(cell, collected)
+			Async_Notify(CHANNEL, lfirst(cell));
+		COUNT(notifications, list_length(collected));
+	}
+	else
+		COUNT(notifications_skipped, list_length(collected));
+	CommitTransactionCommand();
+}
+
+void
+notify_send_collected(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	if (collected == NIL)
+	{
+		MemoryContextReset(collect_context);	/* what was rewound is still there */
+		return;
+	}
+
+	PG_TRY();
+	{
+		send_in_transaction();
+	}
+	PG_CATCH();
+	{
+		/* What could not be said is not lost: it stands in the tables. */
+		HOLD_INTERRUPTS();
+		COUNT(notifications_skipped, list_length(collected));
+		AbortCurrentTransaction();
+		FlushErrorState();
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	collected = NIL;
+	MemoryContextReset(collect_context);
+}

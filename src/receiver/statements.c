@@ -1,0 +1,128 @@
+/*
+ * statements.c
+ *	  Fixed SQL statements, and the roles that they run as.
+ *
+ * A receiver is connected as banked_webhooks_worker and inserts events as
+ * that role, so that users' triggers run with its rights and have nothing
+ * higher to go back to.  Keys, quarantine and the rest are out of that role's
+ * reach: for those statements the session rises to the extension's owner and
+ * comes down before any code of a user can run.  The functions receive() and
+ * reprocess() go the other way, from whatever role called them to the worker.
+ *
+ * The texts qualify every name, operators included where the session's own
+ * search_path is in force: a search_path cannot redirect them.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+
+#include "statements.h"
+
+#define EXTENSION_NAME "banked_webhooks"
+#define WORKER_ROLE "banked_webhooks_worker"
+#define SCHEMA_NAME "banked"
+
+int
+statements_run(Statement *statement, Datum *values, const char *nulls, long max_rows)
+{
+	int			result;
+
+	if (statement->plan == NULL)
+	{
+		SPIPlanPtr	plan = SPI_prepare(statement->sql, statement->nargs, statement->argtypes);
+
+		if (plan == NULL)
+			elog(ERROR, "could not prepare a statement: %s", SPI_result_code_string(SPI_result));
+		if (SPI_keepplan(plan) != 0)
+			elog(ERROR, "could not keep the plan of a statement");
+		statement->plan = plan;
+	}
+	result = SPI_execute_plan(statement->plan, values, nulls, false, max_rows);
+	if (result < 0)
+		elog(ERROR, "could not execute a statement: %s", SPI_result_code_string(result));
+	return result;
+}
+
+static Oid
+extension_owner(void)
+{
+	Oid			extension = get_extension_oid(EXTENSION_NAME, true);
+	Oid			owner = InvalidOid;
+	Relation	relation;
+	SysScanDesc scan;
+	ScanKeyData key;
+	HeapTuple	tuple;
+
+	if (OidIsValid(extension))
+	{
+		relation = table_open(ExtensionRelationId, AccessShareLock);
+		ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
+					ObjectIdGetDatum(extension));
+		scan = systable_beginscan(relation, ExtensionOidIndexId, true, NULL, 1, &key);
+		tuple = systable_getnext(scan);
+		if (HeapTupleIsValid(tuple))
+			owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+		systable_endscan(scan);
+		table_close(relation, AccessShareLock);
+	}
+	if (!OidIsValid(owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension \"%s\" does not exist in this database", EXTENSION_NAME)));
+	return owner;
+}
+
+/* A session that is the role already, as a receiver is the worker, stays as it is. */
+static void
+become(Identity *before, Oid role)
+{
+	GetUserIdAndSecContext(&before->user, &before->security_context);
+	before->guc_level = NewGUCNestLevel();
+	if (role != before->user)
+		SetUserIdAndSecContext(role, before->security_context | SECURITY_LOCAL_USERID_CHANGE);
+}
+
+void
+statements_become_owner(Identity *before)
+{
+	become(before, extension_owner());
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+}
+
+void
+statements_become_worker(Identity *before)
+{
+	become(before, get_role_oid(WORKER_ROLE, false));
+}
+
+void
+statements_restore(const Identity *before)
+{
+	AtEOXact_GUC(false, before->guc_level);
+	SetUserIdAndSecContext(before->user, before->security_context);
+}
+
+bool
+statements_extension_exists(void)
+{
+	return OidIsValid(get_extension_oid(EXTENSION_NAME, true));
+}
+
+Oid
+statements_relation(const char *name)
+{
+	Oid			schema = get_namespace_oid(SCHEMA_NAME, true);
+
+	return OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
+}

@@ -1,0 +1,62 @@
+/*
+ * statements.h
+ *	  Fixed SQL statements, and the roles that they run as.
+ */
+#ifndef BW_STATEMENTS_H
+#define BW_STATEMENTS_H
+
+#include "postgres.h"
+
+#include "executor/spi.h"
+
+#define STATEMENT_MAX_ARGS 16
+
+/* A statement that is planned once per session.  Everything but plan is constant. */
+typedef struct Statement
+{
+	const char *sql;
+	int			nargs;
+	Oid			argtypes[STATEMENT_MAX_ARGS];
+	SPIPlanPtr	plan;
+} Statement;
+
+/* The state before statements_become_owner or statements_become_worker. */
+typedef struct Identity
+{
+	Oid			user;
+	int			security_context;
+	int			guc_level;
+} Identity;
+
+/*
+ * Runs a statement in the caller's SPI connection, planning it the first time.
+ * nulls is as in SPI_execute_plan, null when no argument is.  Returns SPI's
+ * result code, never an error code: it raises XX000 instead.
+ */
+extern int	statements_run(Statement *statement, Datum *values, const char *nulls, long max_rows);
+
+/*
+ * Rises to the owner of the extension, for the extension's own statements
+ * alone: no code of a user may run before statements_restore.  search_path is
+ * pg_catalog meanwhile.  After an error the end of the (sub)transaction restores
+ * what was before.  Raises 55000 when the extension does not exist.
+ */
+extern void statements_become_owner(Identity *before);
+
+/*
+ * Becomes banked_webhooks_worker, as which events are inserted.  Settings that
+ * a user's trigger changes are undone by statements_restore.  Raises 42704 when
+ * the role does not exist.
+ */
+extern void statements_become_worker(Identity *before);
+
+/* Goes back to what was before. */
+extern void statements_restore(const Identity *before);
+
+/* Does the extension exist in this database?  Needs a transaction. */
+extern bool statements_extension_exists(void);
+
+/* The OID of a relation of schema banked, InvalidOid when there is none. */
+extern Oid	statements_relation(const char *name);
+
+#endif							/* BW_STATEMENTS_H */
