@@ -1,0 +1,1539 @@
+/*
+ * banked_webhooks--1.0.sql
+ *	  Roles, functions and the extension's own tables.
+ *
+ * History must outlive the extension, and pg_dump must carry the triggers and
+ * indexes that users put on it, which it leaves out for members of an
+ * extension.  So this script makes only what may go with DROP EXTENSION:
+ * functions, views on functions, and the tables that hold signing keys and
+ * the state of the service.  All other tables are made by create_tables(),
+ * are members of nothing and depend on nothing here but for our triggers.
+ *
+ * Functions that raise privileges (SECURITY DEFINER) belong to the superuser
+ * who created the extension.  Each fixes its search_path, and nothing that
+ * they read or write can be made by anybody else.  Signing keys and bodies
+ * appear in no message: they are checked here before they reach a statement
+ * whose failure would print its row.
+ *
+ * Names that begin with an underscore are for the extension's own use.
+ */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION banked_webhooks" to load this file. \quit
+
+-- What stands in a schema "banked" of before must not answer to an unqualified name below.
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+
+--
+-- Where the extension may be created
+--
+
+DO $check$
+DECLARE
+	stranger name;
+BEGIN
+	IF getdatabaseencoding() <> 'UTF8' THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'feature_not_supported',
+			MESSAGE = format('banked_webhooks needs a database with encoding UTF8, and this one has %s', getdatabaseencoding()),
+			DETAIL = 'Webhooks are JSON in UTF-8, and text from them is stored as it came.';
+	END IF;
+
+	SELECT r.rolname INTO stranger
+	FROM pg_namespace AS n JOIN pg_roles AS r ON r.oid = n.nspowner
+	WHERE n.nspname = 'banked' AND r.rolname <> current_user AND NOT r.rolsuper;
+	IF FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = format('schema "banked" belongs to role "%s"', stranger),
+			DETAIL = 'The extension runs with the rights of a superuser in this schema, so nobody else may own it.',
+			HINT = 'Rename the schema, or give it to the role that creates the extension.';
+	END IF;
+
+	SELECT coalesce(r.rolname, 'PUBLIC') INTO stranger
+	FROM pg_namespace AS n
+		CROSS JOIN aclexplode(n.nspacl) AS a
+		LEFT JOIN pg_roles AS r ON r.oid = a.grantee
+	WHERE n.nspname = 'banked' AND a.privilege_type = 'CREATE'
+		AND r.rolname IS DISTINCT FROM current_user AND r.rolsuper IS NOT TRUE
+		AND n.xmin <> (SELECT e.xmin FROM pg_extension AS e WHERE e.extname = 'banked_webhooks')
+	LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = format('role "%s" may create objects in schema "banked"', stranger),
+			HINT = 'REVOKE CREATE ON SCHEMA banked from it.';
+	END IF;
+END
+$check$;
+
+
+--
+-- Roles
+--
+-- Roles belong to the whole cluster: another database may have made them
+-- already, or does so at this moment.  They outlive the extension, since
+-- privileges on the history are granted to them.
+--
+
+DO $roles$
+DECLARE
+	wanted record;
+	present record;
+	problems text;
+BEGIN
+	FOR wanted IN
+		SELECT w.name, w.is_worker, w.options, w.description
+		FROM (VALUES
+			('banked_webhooks_reader', false, 'NOLOGIN',
+			 'may read the history of Banked''s webhooks, and no secrets'),
+			('banked_webhooks_admin', false, 'NOLOGIN',
+			 'may configure the receiving of Banked''s webhooks'),
+			('banked_webhooks_worker', true, 'LOGIN NOINHERIT CONNECTION LIMIT 0 PASSWORD NULL',
+			 'stores Banked''s webhooks; users'' triggers on them run as this role; no client can log in as it')
+		) AS w (name, is_worker, options, description)
+	LOOP
+		IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted.name) THEN
+			BEGIN
+				EXECUTE format('CREATE ROLE %I %s', wanted.name, wanted.options);
+				EXECUTE format('COMMENT ON ROLE %I IS %L', wanted.name, wanted.description);
+			EXCEPTION
+				WHEN duplicate_object OR unique_violation THEN
+					NULL;		-- made meanwhile for another database
+			END;
+		END IF;
+
+		SELECT * INTO STRICT present FROM pg_authid WHERE rolname = wanted.name;
+		problems := concat_ws(', ',
+			CASE WHEN present.rolsuper THEN 'SUPERUSER' END,
+			CASE WHEN present.rolcreaterole THEN 'CREATEROLE' END,
+			CASE WHEN present.rolcreatedb THEN 'CREATEDB' END,
+			CASE WHEN present.rolreplication THEN 'REPLICATION' END,
+			CASE WHEN present.rolbypassrls THEN 'BYPASSRLS' END,
+			CASE WHEN present.rolcanlogin AND NOT wanted.is_worker THEN 'LOGIN' END);
+		IF wanted.is_worker THEN
+			problems := concat_ws(', ', nullif(problems, ''),
+				CASE WHEN NOT present.rolcanlogin THEN 'NOLOGIN' END,
+				CASE WHEN present.rolinherit THEN 'INHERIT' END,
+				CASE WHEN present.rolconnlimit <> 0 THEN 'a connection limit other than 0' END,
+				CASE WHEN present.rolpassword IS NOT NULL THEN 'a password' END,
+				CASE WHEN EXISTS (SELECT FROM pg_auth_members AS m WHERE m.roleid = present.oid) THEN 'members' END,
+				CASE WHEN EXISTS (SELECT FROM pg_auth_members AS m WHERE m.member = present.oid) THEN 'memberships in other roles' END);
+		END IF;
+		IF problems <> '' THEN
+			RAISE EXCEPTION USING
+				ERRCODE = 'object_not_in_prerequisite_state',
+				MESSAGE = format('role "%s" exists with attributes that it must not have', wanted.name),
+				DETAIL = format('It has: %s.', problems),
+				HINT = format('Take them away (ALTER ROLE, REVOKE), or drop the role: CREATE EXTENSION makes it with these options: %s.', wanted.options);
+		END IF;
+	END LOOP;
+END
+$roles$;
+
+
+--
+-- The extension's own tables.  They go with it, and pg_dump leaves them out.
+--
+
+CREATE TABLE banked.key_secrets (
+	key_id uuid PRIMARY KEY,
+	secret bytea NOT NULL
+);
+COMMENT ON TABLE banked.key_secrets IS
+	'the signing keys themselves, for the owner alone; what else is known of a key stands in signing_keys';
+COMMENT ON COLUMN banked.key_secrets.key_id IS 'the key in signing_keys';
+COMMENT ON COLUMN banked.key_secrets.secret IS 'the key as the byte string that signs';
+
+CREATE TABLE banked.service_state (
+	singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+	paused boolean NOT NULL,
+	floor_seq bigint NOT NULL DEFAULT 0,
+	changed_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE banked.service_state IS 'one row: whether this database receives webhooks';
+COMMENT ON COLUMN banked.service_state.singleton IS 'always true: there is one row';
+COMMENT ON COLUMN banked.service_state.paused IS 'no receiver runs until resume()';
+COMMENT ON COLUMN banked.service_state.floor_seq IS
+	'all rows of the history up to this seq are final, whatever their stored_by says: it may come from another cluster';
+COMMENT ON COLUMN banked.service_state.changed_at IS 'when pause() or resume() last changed it';
+
+CREATE FUNCTION banked._table_names()
+RETURNS text[]
+LANGUAGE sql IMMUTABLE
+BEGIN ATOMIC
+	SELECT ARRAY['endpoints', 'signing_keys', 'events', 'event_revisions',
+				 'quarantine', 'rejections', 'audit_log'];
+END;
+COMMENT ON FUNCTION banked._table_names() IS 'the tables that create_tables() makes';
+
+CREATE FUNCTION banked._relation_names()
+RETURNS text[]
+LANGUAGE sql IMMUTABLE
+BEGIN ATOMIC
+	SELECT banked._table_names() || ARRAY['events_seq_seq', 'quarantine_quarantine_id_seq', 'history'];
+END;
+COMMENT ON FUNCTION banked._relation_names() IS 'the same with their sequences and the view on them';
+
+/*
+ * A dump brings the schema first, then CREATE EXTENSION, then the tables.
+ * Webhooks that arrived in between would collide with the rows to come, so a
+ * service whose schema was there before this command starts paused, unless
+ * its tables are there too: then the extension was only dropped for a while.
+ *
+ * Before this command means: the schema's row was not written by this
+ * transaction (its subtransactions have ids of their own, which follow the
+ * transaction's), or, for a dump restored in a single transaction, the
+ * command has a SCHEMA clause, as pg_dump writes it; that clause demands that
+ * the schema exists.
+ */
+DO $state$
+DECLARE
+	own_xid bigint := pg_current_xact_id()::text::bigint;
+	xids_ahead bigint;
+	schema_is_new boolean := false;
+	tables_exist boolean := EXISTS (SELECT FROM unnest(banked._table_names()) AS t (name)
+									WHERE to_regclass('banked.' || t.name) IS NOT NULL);
+	starts_paused boolean;
+BEGIN
+	SELECT (n.xmin::text::bigint - own_xid) & 4294967295 INTO STRICT xids_ahead
+	FROM pg_namespace AS n WHERE n.nspname = 'banked';
+	IF xids_ahead < 2147483648 THEN
+		BEGIN
+			schema_is_new := pg_xact_status((own_xid + xids_ahead)::text::xid8) = 'in progress';
+		EXCEPTION
+			WHEN invalid_parameter_value THEN
+				NULL;			-- not assigned yet, so what was read is an old row's xid of before the last wraparound
+		END;
+	END IF;
+	IF current_query() ~* '\mcreate\s+extension\s+(if\s+not\s+exists\s+)?"?banked_webhooks"?\s+(with\s+)?schema\M' THEN
+		schema_is_new := false;
+	END IF;
+
+	starts_paused := NOT schema_is_new AND NOT tables_exist;
+	INSERT INTO banked.service_state (paused) VALUES (starts_paused);
+	IF starts_paused THEN
+		RAISE WARNING USING
+			MESSAGE = 'banked_webhooks starts paused, since schema "banked" existed before the extension',
+			HINT = 'This is meant for the restore of a dump. Run SELECT banked.resume() when everything is in place.';
+	END IF;
+END
+$state$;
+
+
+--
+-- Functions in C
+--
+
+CREATE FUNCTION banked.sign(body bytea, signing_key text, at timestamptz DEFAULT now())
+RETURNS text
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'banked_webhooks_sign';
+COMMENT ON FUNCTION banked.sign(bytea, text, timestamptz) IS
+	'the header banked-signature for a body: <unix seconds>.<HMAC-SHA256 in hexadecimal>; the key is used as the byte string that it is; 22023: time before 1970 or key empty';
+
+CREATE FUNCTION banked.verify_signature(header text, body bytea, signing_key text)
+RETURNS boolean
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'banked_webhooks_verify_signature';
+COMMENT ON FUNCTION banked.verify_signature(text, bytea, text) IS
+	'whether a header banked-signature is well-formed and belongs to a body under a key; the age of its time is not looked at; 22023: key empty';
+
+CREATE FUNCTION banked.receive(path text, signature text, body bytea, received_at timestamptz DEFAULT now(),
+							   OUT status int, OUT outcome text, OUT event_id text, OUT event_type text)
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'banked_webhooks_receive';
+COMMENT ON FUNCTION banked.receive(text, text, bytea, timestamptz) IS
+	'receives a delivery in this transaction, without HTTP: path of the endpoint, value of the header banked-signature, body, time of arrival (the signature''s time is compared with it); returns the HTTP status that the sender should get and stored, repetition, changed, recurrence, quarantined, unwanted, rejected or unavailable; 22023: path, body or received_at is null, or received_at infinite';
+
+CREATE FUNCTION banked.reprocess(quarantine_id bigint, event_id text DEFAULT NULL, event_type text DEFAULT NULL,
+								 OUT status int, OUT outcome text, OUT event_id text, OUT event_type text)
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'banked_webhooks_reprocess';
+COMMENT ON FUNCTION banked.reprocess(bigint, text, text) IS
+	'tries once more to make an event of a row of quarantine, which is deleted if that succeeds; event_id and event_type are used where the body has none; returns what receive() returns; 22023: quarantine_id is null; 42704: no such row';
+
+CREATE FUNCTION banked.stats()
+RETURNS TABLE (metric text, labels jsonb, value numeric)
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'banked_webhooks_stats';
+COMMENT ON FUNCTION banked.stats() IS
+	'what the receivers of this database did since the server started; labels tell what a value belongs to; 55000: banked_webhooks is not in shared_preload_libraries';
+
+-- Views for people on stats().  They raise what it raises.
+CREATE VIEW banked.receivers AS
+SELECT (s.labels ->> 'receiver')::int AS receiver,
+	   nullif(max(s.value) FILTER (WHERE s.metric = 'receiver_pid'), 0)::int AS receiver_pid,
+	   nullif(max(s.value) FILTER (WHERE s.metric = 'gateway_pid'), 0)::int AS gateway_pid,
+	   max(s.labels ->> 'addresses') FILTER (WHERE s.metric = 'listening' AND s.value = 1) AS addresses,
+	   nullif(max(s.value) FILTER (WHERE s.metric = 'port'), 0)::int AS port,
+	   to_timestamp((max(s.value) FILTER (WHERE s.metric = 'listening_since'))::float8) AS listening_since,
+	   max(s.value) FILTER (WHERE s.metric = 'connections')::bigint AS connections,
+	   max(s.value) FILTER (WHERE s.metric = 'pending')::bigint AS pending,
+	   max(s.value) FILTER (WHERE s.metric = 'batches')::bigint AS batches,
+	   round(max(s.value) FILTER (WHERE s.metric = 'batch_mean'), 1) AS batch_mean,
+	   round(1000 * max(s.value) FILTER (WHERE s.metric = 'commit_seconds')
+			 / nullif(max(s.value) FILTER (WHERE s.metric = 'batches'), 0), 3) AS commit_mean_ms,
+	   max(s.value) FILTER (WHERE s.metric = 'gateway_restarts')::bigint AS gateway_restarts
+FROM banked.stats() AS s
+GROUP BY 1;
+COMMENT ON VIEW banked.receivers IS
+	'the receivers of this database: processes, where they listen and since when, what they hold now, and their batches since the server started; 55000: banked_webhooks is not in shared_preload_libraries';
+
+CREATE VIEW banked.delivery_counts AS
+SELECT s.metric AS kind, coalesce(s.labels ->> 'outcome', s.labels ->> 'reason') AS name, sum(s.value)::bigint AS count
+FROM banked.stats() AS s
+WHERE s.metric IN ('deliveries', 'rejections')
+GROUP BY 1, 2
+HAVING sum(s.value) > 0;
+COMMENT ON VIEW banked.delivery_counts IS
+	'what became of deliveries (by outcome) and why requests were rejected (by reason), counted over all receivers of this database since the server started; 55000: banked_webhooks is not in shared_preload_libraries';
+
+CREATE FUNCTION banked._generate_signing_key()
+RETURNS text
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'banked_webhooks_generate_key';
+COMMENT ON FUNCTION banked._generate_signing_key() IS '32 bytes from the strong random source, in hexadecimal';
+
+CREATE FUNCTION banked._read_key_file(path text)
+RETURNS text
+LANGUAGE c VOLATILE STRICT
+AS 'MODULE_PATHNAME', 'banked_webhooks_read_key_file';
+COMMENT ON FUNCTION banked._read_key_file(text) IS
+	'the signing key in a file of the server, without a final newline; the caller must be allowed to read server files (pg_read_server_files), else 42501';
+
+CREATE FUNCTION banked._service_warning()
+RETURNS text
+LANGUAGE c STABLE
+AS 'MODULE_PATHNAME', 'banked_webhooks_service_warning';
+COMMENT ON FUNCTION banked._service_warning() IS
+	'null when this database is going to be served, else a sentence that says what to set';
+
+CREATE FUNCTION banked._config_changed()
+RETURNS trigger
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'banked_webhooks_config_changed';
+COMMENT ON FUNCTION banked._config_changed() IS
+	'makes every session read endpoints, keys and state anew, and wakes the receivers, once the transaction has committed';
+
+CREATE FUNCTION banked._notify()
+RETURNS trigger
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'banked_webhooks_notify';
+COMMENT ON FUNCTION banked._notify() IS 'notifies channel banked_webhooks of new rows';
+
+CREATE TRIGGER banked_webhooks_config_changed
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON banked.key_secrets
+	FOR EACH STATEMENT EXECUTE FUNCTION banked._config_changed();
+COMMENT ON TRIGGER banked_webhooks_config_changed ON banked.key_secrets IS
+	'lets the receivers know';
+
+CREATE TRIGGER banked_webhooks_config_changed
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON banked.service_state
+	FOR EACH STATEMENT EXECUTE FUNCTION banked._config_changed();
+COMMENT ON TRIGGER banked_webhooks_config_changed ON banked.service_state IS
+	'lets the receivers know';
+
+
+--
+-- Tables of configuration and history.  Each function makes what is missing.
+--
+
+CREATE FUNCTION banked._create_endpoint_tables()
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF to_regclass('banked.endpoints') IS NULL THEN
+		CREATE TABLE banked.endpoints (
+			endpoint_id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+			path text COLLATE "C" NOT NULL UNIQUE,
+			events text[],
+			timestamp_tolerance interval NOT NULL,
+			live boolean,
+			description text,
+			state text NOT NULL DEFAULT 'active' CHECK (state IN ('active', 'disabled', 'retired')),
+			created_at timestamptz NOT NULL DEFAULT now()
+		);
+		COMMENT ON TABLE banked.endpoints IS
+			'paths that receive webhooks; changed by register_endpoint() and its like';
+		COMMENT ON COLUMN banked.endpoints.path IS 'path of the URL, compared byte by byte';
+		COMMENT ON COLUMN banked.endpoints.events IS
+			'event types to store, a final * stands for any rest; null: all';
+		COMMENT ON COLUMN banked.endpoints.timestamp_tolerance IS
+			'how old the time of a signature may be; it must outlast Banked''s last retry, about 21 days after the first try';
+		COMMENT ON COLUMN banked.endpoints.live IS
+			'true: live events alone, false: test events alone; others go to quarantine; null: both';
+		COMMENT ON COLUMN banked.endpoints.state IS
+			'active; disabled (answers 404); retired (answers 410 for ever, which ends Banked''s retries)';
+	END IF;
+
+	IF to_regclass('banked.signing_keys') IS NULL THEN
+		CREATE TABLE banked.signing_keys (
+			key_id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+			endpoint_id uuid NOT NULL REFERENCES banked.endpoints,
+			valid_from timestamptz NOT NULL DEFAULT now(),
+			valid_until timestamptz
+		);
+		COMMENT ON TABLE banked.signing_keys IS
+			'what is known of the signing keys of endpoints, but not the keys';
+		COMMENT ON COLUMN banked.signing_keys.valid_until IS
+			'deliveries that arrive later are not accepted under this key; null: no end';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._create_endpoint_tables() IS 'makes endpoints and signing_keys where they are missing';
+
+CREATE FUNCTION banked._comment_event_columns(relation regclass)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	commented record;
+BEGIN
+	FOR commented IN
+		SELECT c.name, c.description
+		FROM (VALUES
+			('event_id', 'in v2 the id of the resource, in v3 the id of the event'),
+			('event_type', 'as sent: payment_sent, mandate_active, ...; with event_id the identity of an event'),
+			('endpoint_id', 'the endpoint that received it'),
+			('resource_id', 'the payment, mandate, payout, refund or batch payment'),
+			('resource_type', 'payment, mandate, payout, refund, batch_payment, ...'),
+			('state', 'of the resource, in lower case'),
+			('live', 'null when the body does not say'),
+			('test', 'made by this extension for a test'),
+			('api_version', 'generation of the body: v2, v3'),
+			('payload', 'the body as jsonb'),
+			('body', 'the exact bytes that were signed; null once erased'),
+			('body_sha256', 'SHA-256 of the bytes that were signed'),
+			('signature', 'the HMAC-SHA256 that came with them'),
+			('signed_at', 'the time that was signed with them'),
+			('key_id', 'the key of signing_keys under which the signature was found right'),
+			('received_at', 'arrival of the delivery; strictly increasing per receiver'),
+			('seq', 'one sequence for events and revisions, with gaps; rows become visible in another order: read on with events_since(), not with seq > max(seq)'),
+			('stored_by', 'no transaction older than this one can add a lower seq; see events_since()'),
+			('revision', '0 in events, then 1, 2, ... in event_revisions')
+		) AS c (name, description)
+	LOOP
+		EXECUTE format('COMMENT ON COLUMN %s.%I IS %L', relation, commented.name, commented.description);
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION banked._comment_event_columns(regclass) IS 'describes the columns that events and event_revisions share';
+
+CREATE FUNCTION banked._create_event_tables()
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF to_regclass('banked.events') IS NULL THEN
+		CREATE TABLE banked.events (
+			event_id text COLLATE "C",
+			event_type text COLLATE "C",
+			endpoint_id uuid NOT NULL,
+			resource_id text,
+			resource_type text,
+			state text,
+			live boolean,
+			test boolean NOT NULL DEFAULT false,
+			api_version text,
+			payload jsonb,
+			body bytea,
+			body_sha256 bytea NOT NULL,
+			signature bytea NOT NULL,
+			signed_at timestamptz NOT NULL,
+			key_id uuid,
+			received_at timestamptz NOT NULL,
+			seq bigint GENERATED BY DEFAULT AS IDENTITY (SEQUENCE NAME banked.events_seq_seq),
+			stored_by xid8 NOT NULL DEFAULT pg_current_xact_id(),
+			revision int NOT NULL DEFAULT 0,
+			PRIMARY KEY (event_id, event_type)
+		);
+		CREATE INDEX ON banked.events USING brin (seq, received_at)
+			WITH (pages_per_range = 2048, autosummarize = on);
+		CREATE INDEX ON banked.events (resource_id) WHERE api_version = 'v3';
+		COMMENT ON TABLE banked.events IS
+			'Banked''s webhooks, each event once; inserted as banked_webhooks_worker, and so users'' triggers run as that role';
+		PERFORM banked._comment_event_columns('banked.events');
+	END IF;
+
+	IF to_regclass('banked.event_revisions') IS NULL THEN
+		CREATE TABLE banked.event_revisions (
+			LIKE banked.events,
+			kind text NOT NULL CHECK (kind IN ('changed', 'recurrence')),
+			PRIMARY KEY (event_id, event_type, revision)
+		);
+		ALTER TABLE banked.event_revisions
+			ALTER COLUMN test SET DEFAULT false,
+			ALTER COLUMN stored_by SET DEFAULT pg_current_xact_id();
+		CREATE INDEX ON banked.event_revisions USING brin (seq, received_at)
+			WITH (pages_per_range = 2048, autosummarize = on);
+		CREATE INDEX ON banked.event_revisions (resource_id) WHERE api_version = 'v3';
+		COMMENT ON TABLE banked.event_revisions IS
+			'authentic deliveries of an event that stands in events already, and not mere repetitions of it';
+		PERFORM banked._comment_event_columns('banked.event_revisions');
+		COMMENT ON COLUMN banked.event_revisions.kind IS
+			'changed: other bytes; recurrence: the same event of a resource again, after another one (a mandate that became active again)';
+	END IF;
+
+	-- The default is missing at first, and after DROP TABLE events CASCADE.
+	IF NOT EXISTS (SELECT FROM pg_attribute
+				   WHERE attrelid = 'banked.event_revisions'::regclass AND attname = 'seq' AND atthasdef) THEN
+		ALTER TABLE banked.event_revisions ALTER COLUMN seq SET DEFAULT nextval('banked.events_seq_seq');
+		PERFORM setval('banked.events_seq_seq', max(r.seq)) FROM banked.event_revisions AS r;
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._create_event_tables() IS 'makes events and event_revisions where they are missing';
+
+CREATE FUNCTION banked._create_operation_tables()
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF to_regclass('banked.quarantine') IS NULL THEN
+		CREATE TABLE banked.quarantine (
+			quarantine_id bigint GENERATED ALWAYS AS IDENTITY
+				(SEQUENCE NAME banked.quarantine_quarantine_id_seq) PRIMARY KEY,
+			endpoint_id uuid NOT NULL,
+			received_at timestamptz NOT NULL,
+			signed_at timestamptz,
+			key_id uuid,
+			signature bytea,
+			body bytea,
+			body_sha256 bytea NOT NULL,
+			reason text NOT NULL,
+			sqlstate text,
+			message text,
+			attempts int NOT NULL DEFAULT 0,
+			next_attempt_at timestamptz,
+			dismissed_at timestamptz,
+			note text,
+			UNIQUE (endpoint_id, body_sha256)
+		);
+		CREATE INDEX ON banked.quarantine (next_attempt_at) WHERE next_attempt_at IS NOT NULL;
+		COMMENT ON TABLE banked.quarantine IS
+			'authentic deliveries that could not become an event yet; see reprocess() and dismiss()';
+		COMMENT ON COLUMN banked.quarantine.reason IS
+			'invalid_json, missing_identity, identity_too_long, live_mismatch, trigger_error, trigger_suppressed, timeout, out_of_memory';
+		COMMENT ON COLUMN banked.quarantine.sqlstate IS 'of the error that kept it from becoming an event, if it was one';
+		COMMENT ON COLUMN banked.quarantine.message IS 'of that error; may quote the body';
+		COMMENT ON COLUMN banked.quarantine.attempts IS 'how often it was tried again';
+		COMMENT ON COLUMN banked.quarantine.next_attempt_at IS
+			'when it will be tried again by itself; null: not before reprocess()';
+		COMMENT ON COLUMN banked.quarantine.dismissed_at IS 'when somebody decided that nothing is to be done';
+		COMMENT ON COLUMN banked.quarantine.note IS 'why';
+	END IF;
+
+	IF to_regclass('banked.rejections') IS NULL THEN
+		CREATE TABLE banked.rejections (
+			received_at timestamptz NOT NULL,
+			remote_address inet,
+			path text,
+			reason text NOT NULL,
+			count bigint NOT NULL DEFAULT 1
+		);
+		COMMENT ON TABLE banked.rejections IS
+			'requests that were no authentic deliveries, without their bodies; the newest banked_webhooks.rejection_log_limit rows';
+		COMMENT ON COLUMN banked.rejections.count IS 'how many like this one the row stands for';
+	END IF;
+
+	IF to_regclass('banked.audit_log') IS NULL THEN
+		CREATE TABLE banked.audit_log (
+			at timestamptz NOT NULL DEFAULT clock_timestamp(),
+			role text NOT NULL,
+			action text NOT NULL,
+			detail jsonb
+		);
+		COMMENT ON TABLE banked.audit_log IS 'who changed configuration or history, and how';
+		COMMENT ON COLUMN banked.audit_log.role IS 'the role that was logged in; detail has set_role where another one was in force';
+		COMMENT ON COLUMN banked.audit_log.action IS 'name of the function';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._create_operation_tables() IS
+	'makes quarantine, rejections and audit_log where they are missing';
+
+/*
+ * Amounts are taken where they are whole numbers that fit, times where they
+ * are valid ones with a time zone.  What a body holds besides is no error
+ * here: the view must be readable whatever was sent.
+ */
+CREATE FUNCTION banked._create_history_view()
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF to_regclass('banked.history') IS NOT NULL THEN
+		RETURN;
+	END IF;
+
+	CREATE VIEW banked.history AS
+	SELECT h.*,
+		   (SELECT n.value::bigint
+			FROM unnest(ARRAY[h.payload -> 'amount', h.payload #> '{data,amount}'])
+				WITH ORDINALITY AS n (value, place)
+			WHERE CASE WHEN jsonb_typeof(n.value) = 'number'
+					   THEN n.value::numeric BETWEEN -9223372036854775808 AND 9223372036854775807
+							AND n.value::numeric % 1 = 0
+				  END
+			ORDER BY n.place
+			LIMIT 1) AS amount,
+		   coalesce(h.payload ->> 'currency', h.payload #>> '{data,currency}') AS currency,
+		   coalesce(h.payload ->> 'reference', h.payload #>> '{data,reference}') AS reference,
+		   coalesce(h.payload ->> 'end_to_end_id', h.payload #>> '{data,end_to_end_id}') AS end_to_end_id,
+		   (SELECT regexp_replace(t.value, ' ?(UTC|Z)$', '+00', 'i')::timestamptz
+			FROM unnest(ARRAY[h.payload ->> 'sent_at', h.payload ->> 'created_at',
+							  h.payload #>> '{data,updated_at}', h.payload #>> '{data,created_at}'])
+				WITH ORDINALITY AS t (value, place)
+			WHERE t.value ~* ('^('
+				-- a day: any month's first 28, the rest of the longer months, a leap day
+				'[12]\d{3}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])'
+				'|[12]\d{3}-(0[13-9]|1[0-2])-(29|30)'
+				'|[12]\d{3}-(0[13578]|1[02])-31'
+				'|([12]\d(0[48]|[2468][048]|[13579][26])|(1[26]|2[048])00)-02-29'
+				-- a time of day, down to nanoseconds
+				')[T ]([01]\d|2[0-3]):[0-5]\d:([0-5]\d|60)(\.\d{1,9})?'
+				-- a time zone
+				'( ?UTC| ?Z|[-+](0\d|1[0-5]):[0-5]\d)$')
+			ORDER BY t.place
+			LIMIT 1) AS occurred_at
+	FROM (SELECT e.event_id, e.event_type, e.endpoint_id, e.resource_id, e.resource_type,
+				 e.state, e.live, e.test, e.api_version, e.payload, e.body, e.body_sha256,
+				 e.signature, e.signed_at, e.key_id, e.received_at, e.seq, e.stored_by,
+				 e.revision, NULL::text AS kind
+		  FROM banked.events AS e
+		  UNION ALL
+		  SELECT r.event_id, r.event_type, r.endpoint_id, r.resource_id, r.resource_type,
+				 r.state, r.live, r.test, r.api_version, r.payload, r.body, r.body_sha256,
+				 r.signature, r.signed_at, r.key_id, r.received_at, r.seq, r.stored_by,
+				 r.revision, r.kind
+		  FROM banked.event_revisions AS r) AS h;
+	COMMENT ON VIEW banked.history IS
+		'events and their revisions, with what both generations of bodies say of amount, times and references';
+	COMMENT ON COLUMN banked.history.kind IS 'changed or recurrence for a revision; null for the event itself';
+	COMMENT ON COLUMN banked.history.amount IS 'in minor units of the currency; null where the body has no whole number';
+	COMMENT ON COLUMN banked.history.occurred_at IS
+		'sent_at or created_at of the body, or updated_at or created_at of its data: the first that is a time';
+END
+$$;
+COMMENT ON FUNCTION banked._create_history_view() IS 'makes the view history where it is missing';
+
+CREATE FUNCTION banked._create_triggers()
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	missing record;
+BEGIN
+	FOR missing IN
+		SELECT t.name, t.relation, t.clauses, t.description
+		FROM (VALUES
+			('banked_webhooks_config_changed', regclass 'banked.endpoints',
+			 'AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON banked.endpoints FOR EACH STATEMENT EXECUTE FUNCTION banked._config_changed()',
+			 'lets the receivers know'),
+			('banked_webhooks_config_changed', 'banked.signing_keys',
+			 'AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON banked.signing_keys FOR EACH STATEMENT EXECUTE FUNCTION banked._config_changed()',
+			 'lets the receivers know'),
+			('banked_webhooks_notify', 'banked.events',
+			 'AFTER INSERT ON banked.events REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION banked._notify()',
+			 'notifies channel banked_webhooks'),
+			('banked_webhooks_notify', 'banked.event_revisions',
+			 'AFTER INSERT ON banked.event_revisions REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION banked._notify()',
+			 'notifies channel banked_webhooks'),
+			('banked_webhooks_notify', 'banked.quarantine',
+			 'AFTER INSERT ON banked.quarantine REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION banked._notify()',
+			 'notifies channel banked_webhooks'),
+			('banked_webhooks_config_changed', 'banked.quarantine',
+			 'AFTER INSERT OR UPDATE ON banked.quarantine FOR EACH STATEMENT EXECUTE FUNCTION banked._config_changed()',
+			 'lets the receivers know when to try again')
+		) AS t (name, relation, clauses, description)
+		WHERE NOT EXISTS (SELECT FROM pg_trigger AS p
+						  WHERE p.tgrelid = t.relation AND p.tgname = t.name)
+	LOOP
+		-- OR REPLACE: the snapshot of a REPEATABLE READ transaction may be too old to show it
+		EXECUTE format('CREATE OR REPLACE TRIGGER %I %s', missing.name, missing.clauses);
+		EXECUTE format('COMMENT ON TRIGGER %I ON %s IS %L', missing.name, missing.relation, missing.description);
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION banked._create_triggers() IS
+	'makes those of the extension''s triggers that are missing; DROP EXTENSION removes them';
+
+/*
+ * ALTER DEFAULT PRIVILEGES may have given somebody rights on what was just
+ * made: those who may read all tables must not read keys.
+ */
+CREATE FUNCTION banked._strip_privileges(relation regclass)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	grantee text;
+BEGIN
+	FOR grantee IN
+		SELECT DISTINCT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END
+		FROM pg_class AS c CROSS JOIN aclexplode(c.relacl) AS a
+		WHERE c.oid = relation AND a.grantee <> c.relowner
+	LOOP
+		EXECUTE format('REVOKE ALL ON %s FROM %s', relation, grantee);
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION banked._strip_privileges(regclass) IS 'leaves all privileges on a relation to its owner alone';
+
+CREATE FUNCTION banked._grant_privileges(relations text[])
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	granted record;
+BEGIN
+	PERFORM banked._strip_privileges(('banked.' || r.name)::regclass) FROM unnest(relations) AS r (name);
+	FOR granted IN
+		SELECT g.relation, g.privileges, g.roles
+		FROM (VALUES
+			('endpoints', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
+			('signing_keys', 'SELECT', 'banked_webhooks_admin'),
+			('events', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
+			('events', 'TRIGGER', 'banked_webhooks_admin'),
+			('event_revisions', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
+			('event_revisions', 'TRIGGER', 'banked_webhooks_admin'),
+			('history', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
+			('quarantine', 'SELECT', 'banked_webhooks_admin'),
+			('rejections', 'SELECT', 'banked_webhooks_admin'),
+			('audit_log', 'SELECT', 'banked_webhooks_admin')
+		) AS g (relation, privileges, roles)
+		WHERE g.relation = ANY (relations)
+	LOOP
+		EXECUTE format('GRANT %s ON banked.%I TO %s', granted.privileges, granted.relation, granted.roles);
+	END LOOP;
+	IF 'events_seq_seq' = ANY (relations) THEN
+		GRANT SELECT ON SEQUENCE banked.events_seq_seq TO banked_webhooks_reader, banked_webhooks_admin;
+	END IF;
+
+	-- Without these nothing can be stored.
+	IF NOT (has_table_privilege('banked_webhooks_worker', 'banked.events', 'INSERT')
+			AND has_table_privilege('banked_webhooks_worker', 'banked.events', 'SELECT')
+			AND has_table_privilege('banked_webhooks_worker', 'banked.event_revisions', 'INSERT')
+			AND has_table_privilege('banked_webhooks_worker', 'banked.event_revisions', 'SELECT')
+			AND has_sequence_privilege('banked_webhooks_worker', 'banked.events_seq_seq', 'USAGE')) THEN
+		GRANT INSERT, SELECT ON banked.events, banked.event_revisions TO banked_webhooks_worker;
+		GRANT USAGE ON SEQUENCE banked.events_seq_seq TO banked_webhooks_worker;
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._grant_privileges(text[]) IS
+	'grants what the extension''s roles need on relations that have no privileges yet, and on others what the receivers cannot do without';
+
+/*
+ * Called inside the script of an extension, ours or another one that
+ * registers its endpoint, CREATE makes members of that extension, and GRANT
+ * records privileges that pg_dump then leaves out.  ALTER EXTENSION ... DROP
+ * undoes both.
+ */
+CREATE FUNCTION banked._release_from_extensions()
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	bound record;
+BEGIN
+	FOR bound IN
+		SELECT c.oid::regclass AS name, e.extname,
+			   CASE c.relkind WHEN 'S' THEN 'SEQUENCE' WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END AS type
+		FROM unnest(banked._relation_names()) AS r (name)
+			JOIN pg_class AS c ON c.oid = to_regclass('banked.' || r.name)
+			LEFT JOIN pg_depend AS d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+			LEFT JOIN pg_extension AS e ON e.oid = d.refobjid
+		WHERE e.oid IS NOT NULL
+			OR EXISTS (SELECT FROM pg_init_privs AS p WHERE p.classoid = 'pg_class'::regclass AND p.objoid = c.oid)
+	LOOP
+		IF bound.extname IS NULL THEN
+			EXECUTE format('ALTER EXTENSION banked_webhooks ADD %s %s', bound.type, bound.name);
+		END IF;
+		EXECUTE format('ALTER EXTENSION %I DROP %s %s', coalesce(bound.extname, 'banked_webhooks'), bound.type, bound.name);
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION banked._release_from_extensions() IS
+	'makes the tables members of no extension, so that they outlive it and pg_dump takes all of them';
+
+CREATE FUNCTION banked._check_owners()
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	foreign_table record;
+BEGIN
+	SELECT c.oid::regclass AS name, r.rolname AS owner INTO foreign_table
+	FROM unnest(banked._table_names()) AS t (name)
+		JOIN pg_class AS c ON c.oid = to_regclass('banked.' || t.name)
+		JOIN pg_roles AS r ON r.oid = c.relowner
+	WHERE t.name NOT IN ('events', 'event_revisions')	-- written as banked_webhooks_worker
+		AND NOT r.rolsuper
+	LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = format('table "%s" belongs to role "%s", which is no superuser', foreign_table.name, foreign_table.owner),
+			DETAIL = 'The extension writes this table with the rights of a superuser, and a trigger of its owner would run with them.',
+			HINT = 'Give the table to the owner of the extension.';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._check_owners() IS 'raises 55000 when a table that is written as superuser belongs to somebody else';
+
+CREATE FUNCTION banked.create_tables()
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	bare text[];
+BEGIN
+	PERFORM pg_advisory_xact_lock(hashtextextended('banked.create_tables', 0));
+	PERFORM banked._check_owners();
+
+	-- missing, or restored without privileges
+	bare := ARRAY(SELECT r.name
+				  FROM unnest(banked._relation_names()) AS r (name)
+					  LEFT JOIN pg_class AS c ON c.oid = to_regclass('banked.' || r.name)
+				  WHERE c.relacl IS NULL);
+
+	PERFORM banked._create_endpoint_tables();
+	PERFORM banked._create_event_tables();
+	PERFORM banked._create_operation_tables();
+	PERFORM banked._create_history_view();
+	PERFORM banked._create_triggers();
+	PERFORM banked._grant_privileges(bare);
+	PERFORM banked._release_from_extensions();
+END
+$$;
+COMMENT ON FUNCTION banked.create_tables() IS
+	'makes the tables of configuration and history, and what is missing of their triggers and privileges; register_endpoint() and its like call it by themselves; 55000: a table belongs to somebody else';
+
+
+--
+-- Arguments, the audit log and other things that the functions below share
+--
+
+CREATE FUNCTION banked._audit(action text, detail jsonb)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	set_role text := current_setting('role');
+BEGIN
+	IF set_role NOT IN ('none', session_user) THEN
+		detail := detail || jsonb_build_object('set_role', set_role);
+	END IF;
+	INSERT INTO banked.audit_log (role, action, detail)
+	VALUES (session_user, action, detail);
+END
+$$;
+COMMENT ON FUNCTION banked._audit(text, jsonb) IS 'writes a row of audit_log for the role that is logged in';
+
+CREATE FUNCTION banked._warn_if_not_served()
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	warning text := banked._service_warning();
+BEGIN
+	IF warning IS NOT NULL THEN
+		RAISE WARNING '%', warning;
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._warn_if_not_served() IS 'raises a WARNING when no receiver is going to serve this database';
+
+CREATE FUNCTION banked._check_path(path text)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	problem text := CASE
+		WHEN path IS NULL THEN 'It is null.'
+		WHEN octet_length(path) > 255 THEN 'It is longer than 255 bytes.'
+		WHEN path !~ '^/' THEN 'It does not begin with "/".'
+		WHEN path ~ '[^\x21-\x7e]' THEN 'It contains a space, a control character or a character outside ASCII.'
+		WHEN path ~ '[?#]' THEN 'It contains "?" or "#".'
+		WHEN path ~ '[\\%]' THEN 'It contains "\" or "%"; paths are compared byte by byte, and nothing is decoded.'
+		WHEN path ~ '//' THEN 'It contains "//".'
+		WHEN path ~ '/\.{1,2}(/|$)' THEN 'It contains a segment "." or "..".'
+	END;
+BEGIN
+	IF problem IS NOT NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'invalid path of an endpoint',
+			DETAIL = problem,
+			HINT = 'A path is what follows the host in the URL, such as /banked/payments.';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._check_path(text) IS 'raises 22023 when a text cannot be the path of an endpoint';
+
+CREATE FUNCTION banked._check_events(events text[])
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	problem text := CASE
+		WHEN events IS NULL THEN NULL
+		WHEN cardinality(events) = 0 THEN 'It is empty.'
+		WHEN array_ndims(events) <> 1 THEN 'It has more than one dimension.'
+		WHEN array_position(events, NULL) IS NOT NULL THEN 'It contains a null.'
+		WHEN EXISTS (SELECT FROM unnest(events) AS e (type) WHERE e.type = '') THEN 'It contains an empty text.'
+		WHEN EXISTS (SELECT FROM unnest(events) AS e (type) WHERE octet_length(e.type) > 512) THEN
+			'It contains a text longer than 512 bytes.'
+		WHEN EXISTS (SELECT FROM unnest(events) AS e (type) WHERE e.type ~ '\*.') THEN
+			'It contains a "*" that is not the last character.'
+		WHEN (SELECT count(DISTINCT e.type) FROM unnest(events) AS e (type)) <> cardinality(events) THEN
+			'It contains a type twice.'
+	END;
+BEGIN
+	IF problem IS NOT NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'invalid list of event types',
+			DETAIL = problem,
+			HINT = 'List types (payment_sent) or beginnings of types (payment_*); null stands for all.';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._check_events(text[]) IS 'raises 22023 when an array cannot be the filter of an endpoint';
+
+CREATE FUNCTION banked._check_signing_key(signing_key text)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	problem text := CASE
+		WHEN octet_length(signing_key) < 8 THEN 'It is shorter than 8 bytes.'
+		WHEN octet_length(signing_key) > 1024 THEN 'It is longer than 1024 bytes.'
+		WHEN signing_key ~ '[\x01-\x1f\x7f]' THEN 'It contains a control character, such as the end of a line.'
+	END;
+BEGIN
+	IF problem IS NOT NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'invalid signing key',
+			DETAIL = problem;
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._check_signing_key(text) IS
+	'raises 22023, without the key, when a text cannot be a signing key; null can';
+
+CREATE FUNCTION banked._check_duration(name text, value interval, least_value interval)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF value IS NULL OR value < least_value OR value > interval '10 years' THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = format('invalid %s', name),
+			DETAIL = CASE
+				WHEN value IS NULL THEN 'It is null.'
+				WHEN value > interval '10 years' THEN 'It is longer than 10 years.'
+				WHEN least_value > interval '0' THEN 'It is not positive.'
+				ELSE 'It is negative.'
+			END;
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._check_duration(text, interval, interval) IS
+	'raises 22023 when an argument is null, below a least value or over ten years';
+
+CREATE FUNCTION banked._lock_endpoint(path text, OUT endpoint_id uuid, OUT state text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	PERFORM banked.create_tables();
+	SELECT e.endpoint_id, e.state INTO endpoint_id, state
+	FROM banked.endpoints AS e
+	WHERE e.path = _lock_endpoint.path
+	FOR NO KEY UPDATE;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = CASE WHEN path IS NULL THEN 'invalid_parameter_value' ELSE 'undefined_object' END,
+			MESSAGE = CASE WHEN path IS NULL THEN 'path must not be null'
+						   ELSE format('endpoint "%s" does not exist', path) END;
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._lock_endpoint(text) IS
+	'the endpoint of a path, locked against concurrent changes; 42704: there is none; 22023: path is null';
+
+CREATE FUNCTION banked._lock_signing_key(key_id uuid, OUT path text, OUT valid_until timestamptz)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	PERFORM banked.create_tables();
+	SELECT e.path, k.valid_until INTO path, valid_until
+	FROM banked.signing_keys AS k JOIN banked.endpoints AS e ON e.endpoint_id = k.endpoint_id
+	WHERE k.key_id = _lock_signing_key.key_id
+	FOR NO KEY UPDATE OF k;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = CASE WHEN key_id IS NULL THEN 'invalid_parameter_value' ELSE 'undefined_object' END,
+			MESSAGE = CASE WHEN key_id IS NULL THEN 'key_id must not be null'
+						   ELSE format('signing key "%s" does not exist', key_id) END;
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._lock_signing_key(uuid) IS
+	'what is known of a key, locked against concurrent changes; 42704: there is none; 22023: key_id is null';
+
+/*
+ * Both tables are locked, so that no transaction holds a lower seq that it has
+ * not committed yet, and the sequence is ahead of all rows.
+ */
+CREATE FUNCTION banked._store_floor()
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off		-- the brin indexes show at once that nothing lies beyond
+AS $$
+DECLARE
+	last_seq bigint;
+	beyond bigint;
+BEGIN
+	LOCK TABLE banked.events, banked.event_revisions IN SHARE MODE;
+	SELECT CASE WHEN s.is_called THEN s.last_value ELSE 0 END INTO STRICT last_seq
+	FROM banked.events_seq_seq AS s;
+
+	-- rows that were restored without their sequence
+	SELECT max(r.seq) INTO beyond
+	FROM (SELECT e.seq FROM banked.events AS e WHERE e.seq > last_seq
+		  UNION ALL
+		  SELECT v.seq FROM banked.event_revisions AS v WHERE v.seq > last_seq) AS r;
+	IF beyond IS NOT NULL THEN
+		PERFORM setval('banked.events_seq_seq', beyond);
+	END IF;
+
+	UPDATE banked.service_state SET floor_seq = coalesce(beyond, last_seq);
+END
+$$;
+COMMENT ON FUNCTION banked._store_floor() IS
+	'declares all rows of the history final, after waiting for those who are writing it';
+
+CREATE FUNCTION banked._add_signing_key(endpoint_id uuid, signing_key text, OUT key_id uuid, OUT generated_key text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	PERFORM banked._check_signing_key(signing_key);
+
+	-- The first key since the extension was created: the history is of before, perhaps of another cluster.
+	IF NOT EXISTS (SELECT FROM banked.key_secrets) THEN
+		PERFORM banked._store_floor();
+	END IF;
+
+	IF signing_key IS NULL THEN
+		generated_key := banked._generate_signing_key();
+	END IF;
+	INSERT INTO banked.signing_keys AS k (endpoint_id)
+	VALUES (_add_signing_key.endpoint_id)
+	RETURNING k.key_id INTO key_id;
+	INSERT INTO banked.key_secrets (key_id, secret)
+	VALUES (_add_signing_key.key_id, convert_to(coalesce(signing_key, generated_key), 'UTF8'));
+END
+$$;
+COMMENT ON FUNCTION banked._add_signing_key(uuid, text) IS
+	'gives an endpoint a key, a new one when none is passed in; returns it only then; 22023: unusable key';
+
+
+--
+-- Endpoints
+--
+
+CREATE FUNCTION banked._register_endpoint(path text, events text[], signing_key text, key_from_file text,
+										  timestamp_tolerance interval, live boolean, description text,
+										  OUT endpoint_id uuid, OUT generated_key text)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	key_id uuid;
+BEGIN
+	PERFORM banked._check_path(path);
+	PERFORM banked._check_events(events);
+	PERFORM banked._check_duration('timestamp_tolerance', timestamp_tolerance, interval '1 microsecond');
+	IF signing_key IS NOT NULL AND key_from_file IS NOT NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'signing_key and signing_key_file exclude each other';
+	END IF;
+
+	PERFORM banked.create_tables();
+	INSERT INTO banked.endpoints AS e (path, events, timestamp_tolerance, live, description)
+	VALUES (path, events, timestamp_tolerance, live, description)
+	ON CONFLICT DO NOTHING
+	RETURNING e.endpoint_id INTO endpoint_id;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'duplicate_object',
+			MESSAGE = format('endpoint "%s" already exists', path),
+			DETAIL = (SELECT format('It is %s.', e.state) FROM banked.endpoints AS e WHERE e.path = _register_endpoint.path);
+	END IF;
+
+	SELECT k.key_id, k.generated_key INTO key_id, generated_key
+	FROM banked._add_signing_key(endpoint_id, coalesce(signing_key, key_from_file)) AS k;
+	PERFORM banked._audit('register_endpoint', jsonb_build_object(
+		'path', path, 'endpoint_id', endpoint_id, 'key_id', key_id, 'events', events,
+		'timestamp_tolerance', timestamp_tolerance, 'live', live, 'description', description));
+	PERFORM banked._warn_if_not_served();
+END
+$$;
+COMMENT ON FUNCTION banked._register_endpoint(text, text[], text, text, interval, boolean, text) IS
+	'register_endpoint() behind the reading of the file';
+
+-- Not SECURITY DEFINER: the file is read with the rights of the caller.
+CREATE FUNCTION banked.register_endpoint(path text, events text[] DEFAULT NULL, signing_key text DEFAULT NULL,
+										 timestamp_tolerance interval DEFAULT '22 days', live boolean DEFAULT NULL,
+										 description text DEFAULT NULL, signing_key_file text DEFAULT NULL,
+										 OUT endpoint_id uuid, OUT signing_key text)
+LANGUAGE sql VOLATILE
+BEGIN ATOMIC
+	SELECT r.endpoint_id, r.generated_key
+	FROM banked._register_endpoint(path, events, signing_key, banked._read_key_file(signing_key_file),
+								   timestamp_tolerance, live, description) AS r;
+END;
+COMMENT ON FUNCTION banked.register_endpoint(text, text[], text, interval, boolean, text, text) IS
+	'makes a path receive webhooks: event types to store (payment_sent, payment_*; null: all), signing key of 8 to 1024 bytes or the server''s file that holds it (neither: a new key, which is returned this once), greatest age of a signature (it must outlast Banked''s retries, 21 days), live events (true) or test events (false) alone; 22023: unusable argument; 42710: the path is registered already, or was and is retired; 42501: the file may not be read';
+
+CREATE FUNCTION banked._set_endpoint_state(action text, path text, new_state text)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	endpoint record;
+BEGIN
+	SELECT e.endpoint_id, e.state INTO STRICT endpoint FROM banked._lock_endpoint(path) AS e;
+	IF endpoint.state = new_state THEN
+		RETURN;
+	END IF;
+	IF endpoint.state = 'retired' THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = format('endpoint "%s" is retired', path),
+			DETAIL = 'Retiring is final: Banked was told to stop sending to this path.',
+			HINT = 'Register another path.';
+	END IF;
+	UPDATE banked.endpoints AS e SET state = new_state WHERE e.endpoint_id = endpoint.endpoint_id;
+	PERFORM banked._audit(action, jsonb_build_object('path', path, 'endpoint_id', endpoint.endpoint_id));
+END
+$$;
+COMMENT ON FUNCTION banked._set_endpoint_state(text, text, text) IS 'what disable_endpoint() and its like have in common';
+
+CREATE FUNCTION banked.disable_endpoint(path text)
+RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+	SELECT banked._set_endpoint_state('disable_endpoint', path, 'disabled');
+END;
+COMMENT ON FUNCTION banked.disable_endpoint(text) IS
+	'makes a path answer 404, so that Banked tries again later, until enable_endpoint(); 42704: no such endpoint; 55000: it is retired';
+
+CREATE FUNCTION banked.enable_endpoint(path text)
+RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+	SELECT banked._set_endpoint_state('enable_endpoint', path, 'active');
+END;
+COMMENT ON FUNCTION banked.enable_endpoint(text) IS
+	'makes a disabled path receive webhooks again; 42704: no such endpoint; 55000: it is retired';
+
+CREATE FUNCTION banked.retire_endpoint(path text)
+RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+	SELECT banked._set_endpoint_state('retire_endpoint', path, 'retired');
+END;
+COMMENT ON FUNCTION banked.retire_endpoint(text) IS
+	'makes a path answer 410 for ever, which ends Banked''s retries; the path cannot be enabled or registered again; 42704: no such endpoint';
+
+
+--
+-- Signing keys
+--
+
+CREATE FUNCTION banked._rotate_signing_key(path text, signing_key text, overlap interval,
+										   OUT key_id uuid, OUT generated_key text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	endpoint record;
+BEGIN
+	PERFORM banked._check_duration('overlap', overlap, interval '0');
+	SELECT e.endpoint_id, e.state INTO STRICT endpoint FROM banked._lock_endpoint(path) AS e;
+	IF endpoint.state = 'retired' THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = format('endpoint "%s" is retired', path);
+	END IF;
+
+	UPDATE banked.signing_keys AS k
+	SET valid_until = now() + overlap
+	WHERE k.endpoint_id = endpoint.endpoint_id
+		AND (k.valid_until IS NULL OR k.valid_until > now() + overlap);
+	SELECT k.key_id, k.generated_key INTO key_id, generated_key
+	FROM banked._add_signing_key(endpoint.endpoint_id, signing_key) AS k;
+	PERFORM banked._audit('rotate_signing_key', jsonb_build_object(
+		'path', path, 'endpoint_id', endpoint.endpoint_id, 'key_id', key_id, 'overlap', overlap));
+END
+$$;
+COMMENT ON FUNCTION banked._rotate_signing_key(text, text, interval) IS
+	'rotate_signing_key() under names of arguments that differ from those of its result';
+
+CREATE FUNCTION banked.rotate_signing_key(path text, signing_key text DEFAULT NULL, overlap interval DEFAULT '22 days',
+										  OUT key_id uuid, OUT signing_key text)
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+	SELECT r.key_id, r.generated_key FROM banked._rotate_signing_key(path, signing_key, overlap) AS r;
+END;
+COMMENT ON FUNCTION banked.rotate_signing_key(text, text, interval) IS
+	'gives an endpoint one more key (none passed in: a new one, which is returned this once); older keys stay valid for the overlap, which must outlast the retries of deliveries signed with them; 22023: unusable argument; 42704: no such endpoint; 55000: it is retired';
+
+CREATE FUNCTION banked.revoke_signing_key(key_id uuid)
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	key record;
+BEGIN
+	SELECT k.path, k.valid_until INTO STRICT key FROM banked._lock_signing_key(key_id) AS k;
+	IF key.valid_until <= now() THEN
+		RETURN;
+	END IF;
+	UPDATE banked.signing_keys AS k SET valid_until = now() WHERE k.key_id = revoke_signing_key.key_id;
+	PERFORM banked._audit('revoke_signing_key', jsonb_build_object('path', key.path, 'key_id', key_id));
+END
+$$;
+COMMENT ON FUNCTION banked.revoke_signing_key(uuid) IS
+	'ends a key at once; what was signed with it can still be verified, until forget_signing_key(); 42704: no such key';
+
+CREATE FUNCTION banked.forget_signing_key(key_id uuid)
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	key record;
+BEGIN
+	SELECT k.path, k.valid_until INTO STRICT key FROM banked._lock_signing_key(key_id) AS k;
+	IF key.valid_until IS NULL OR key.valid_until > now() THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = format('signing key "%s" is still valid', key_id),
+			HINT = 'Run SELECT banked.revoke_signing_key() before.';
+	END IF;
+	DELETE FROM banked.key_secrets AS s WHERE s.key_id = forget_signing_key.key_id;
+	IF FOUND THEN
+		PERFORM banked._audit('forget_signing_key', jsonb_build_object('path', key.path, 'key_id', key_id));
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked.forget_signing_key(uuid) IS
+	'deletes a key that has ended; events signed with it can no longer be verified; 42704: no such key; 55000: it is still valid';
+
+
+--
+-- The service
+--
+
+CREATE FUNCTION banked.pause()
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	UPDATE banked.service_state SET paused = true, changed_at = now() WHERE NOT paused;
+	IF FOUND THEN
+		PERFORM banked.create_tables();
+		PERFORM banked._audit('pause', '{}');
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked.pause() IS
+	'makes the receivers close their port and leave the database, until resume(), also across restarts';
+
+CREATE FUNCTION banked.resume()
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	PERFORM banked.create_tables();
+	UPDATE banked.service_state SET paused = false, changed_at = now() WHERE paused;
+	IF FOUND THEN
+		PERFORM banked._store_floor();
+		PERFORM banked._audit('resume', '{}');
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked.resume() IS
+	'lets the receivers come back after pause() or the restore of a dump; waits for transactions that are storing events';
+
+
+--
+-- History
+--
+
+CREATE FUNCTION banked.dismiss(quarantine_id bigint, note text)
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF note IS NULL OR note !~ '\S' THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'note must not be empty',
+			HINT = 'Say why nothing is to be done about the delivery.';
+	END IF;
+	PERFORM banked.create_tables();
+	UPDATE banked.quarantine AS q
+	SET dismissed_at = coalesce(q.dismissed_at, now()), note = dismiss.note, next_attempt_at = NULL
+	WHERE q.quarantine_id = dismiss.quarantine_id;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'undefined_object',
+			MESSAGE = format('row %s of quarantine does not exist', coalesce(quarantine_id::text, 'null'));
+	END IF;
+	PERFORM banked._audit('dismiss', jsonb_build_object('quarantine_id', quarantine_id, 'note', note));
+END
+$$;
+COMMENT ON FUNCTION banked.dismiss(bigint, text) IS
+	'notes that nothing is to be done about a row of quarantine, and why; it is not tried again by itself, but reprocess() still works; 22023: empty note; 42704: no such row';
+
+CREATE FUNCTION banked.event_proof(event_id text, event_type text,
+								   OUT verified boolean, OUT key_id uuid, OUT signed_at timestamptz,
+								   OUT received_at timestamptz, OUT body_sha256 bytea, OUT reason text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	body bytea;
+	signature bytea;
+	secret bytea;
+BEGIN
+	IF to_regclass('banked.events') IS NOT NULL THEN
+		SELECT e.key_id, e.signed_at, e.received_at, e.body_sha256, e.body, e.signature, s.secret
+		INTO key_id, signed_at, received_at, body_sha256, body, signature, secret
+		FROM banked.events AS e LEFT JOIN banked.key_secrets AS s ON s.key_id = e.key_id
+		WHERE e.event_id = event_proof.event_id AND e.event_type = event_proof.event_type;
+	END IF;
+	IF signed_at IS NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'undefined_object',
+			MESSAGE = format('event (%s, %s) does not exist', quote_nullable(event_id), quote_nullable(event_type));
+	END IF;
+
+	reason := CASE
+		WHEN body IS NULL THEN 'body_erased'
+		WHEN sha256(body) <> body_sha256 THEN 'body_changed'
+		WHEN secret IS NULL THEN 'key_forgotten'
+		WHEN NOT banked.verify_signature(extract(epoch FROM signed_at)::bigint || '.' || encode(signature, 'hex'),
+										 body, convert_from(secret, 'UTF8')) THEN 'signature_wrong'
+	END;
+	verified := CASE
+		WHEN reason IS NULL THEN true
+		WHEN reason IN ('body_changed', 'signature_wrong') THEN false
+	END;
+END
+$$;
+COMMENT ON FUNCTION banked.event_proof(text, text) IS
+	'whether the stored bytes of an event still bear the signature that they came with, with the key and the times; reason: null when verified, body_changed or signature_wrong when not, body_erased or key_forgotten when it cannot be told (verified is null); 42704: no such event';
+
+CREATE FUNCTION banked.verify_event(event_id text, event_type text)
+RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+	SELECT p.verified FROM banked.event_proof(event_id, event_type) AS p;
+END;
+COMMENT ON FUNCTION banked.verify_event(text, text) IS
+	'whether the stored bytes of an event still bear the signature that they came with; null when the bytes are erased or the key is forgotten; 42704: no such event';
+
+/*
+ * A row is final when no transaction that still runs can add a lower seq.
+ * stored_by is the newest transaction that had an id when the row's seq was
+ * taken; whoever took a lower seq had an id before.  So once every
+ * transaction up to stored_by has ended, all lower rows are either visible
+ * to this snapshot or never will be.
+ *
+ * seq has no btree.  The function goes through it in windows, which the brin
+ * indexes serve: it steps over gaps with windows that double, and halves one
+ * that turns out not to be empty, so that it never sorts much more than a page.
+ */
+CREATE FUNCTION banked.events_since(after_seq bigint, max_rows int DEFAULT 1000)
+RETURNS TABLE (event_id text, event_type text, endpoint_id uuid, resource_id text, resource_type text,
+			   state text, live boolean, test boolean, api_version text, payload jsonb, body bytea,
+			   body_sha256 bytea, signature bytea, signed_at timestamptz, key_id uuid,
+			   received_at timestamptz, seq bigint, stored_by xid8, revision int, kind text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off		-- statistics lag behind the end of a growing table
+SET jit = off					-- it would take longer than the query
+AS $$
+#variable_conflict use_column
+DECLARE
+	page bigint := greatest(max_rows, 100);		-- the narrowest window that is worth a query
+	width bigint := page;
+	growing boolean := true;
+	low bigint := greatest(after_seq, 0);		-- everything up to here is done; null counts as 0
+	high bigint;
+	last_seq bigint;
+	floor_seq bigint;
+	horizon xid8 := pg_snapshot_xmin(pg_current_snapshot());
+	unfinal_seq bigint;
+	wanted bigint := max_rows;
+	found_rows bigint;
+BEGIN
+	IF max_rows IS NULL OR max_rows < 0 THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'max_rows must be a number of rows';
+	END IF;
+	IF to_regclass('banked.events') IS NULL THEN
+		RETURN;
+	END IF;
+	SELECT s.last_value INTO STRICT last_seq FROM banked.events_seq_seq AS s;
+	SELECT s.floor_seq INTO STRICT floor_seq FROM banked.service_state AS s;
+
+	WHILE low < last_seq AND wanted > 0 LOOP
+		high := least(low + width, last_seq);
+
+		IF NOT EXISTS (SELECT FROM banked.events AS e WHERE e.seq > low AND e.seq <= high)
+			AND NOT EXISTS (SELECT FROM banked.event_revisions AS r WHERE r.seq > low AND r.seq <= high) THEN
+			low := high;
+			IF growing THEN
+				width := width * 2;
+			END IF;
+			CONTINUE;
+		END IF;
+		IF width > page THEN
+			width := greatest(width / 2, page);
+			growing := false;
+			CONTINUE;
+		END IF;
+
+		SELECT min(u.seq) INTO unfinal_seq
+		FROM (SELECT e.seq FROM banked.events AS e
+			  WHERE e.seq > low AND e.seq <= high AND e.seq > floor_seq AND e.stored_by >= horizon
+			  UNION ALL
+			  SELECT r.seq FROM banked.event_revisions AS r
+			  WHERE r.seq > low AND r.seq <= high AND r.seq > floor_seq AND r.stored_by >= horizon) AS u;
+
+		RETURN QUERY
+			SELECT e.event_id, e.event_type, e.endpoint_id, e.resource_id, e.resource_type,
+				   e.state, e.live, e.test, e.api_version, e.payload, e.body, e.body_sha256,
+				   e.signature, e.signed_at, e.key_id, e.received_at, e.seq, e.stored_by,
+				   e.revision, NULL::text
+			FROM banked.events AS e
+			WHERE e.seq > low AND e.seq <= high AND (unfinal_seq IS NULL OR e.seq < unfinal_seq)
+			UNION ALL
+			SELECT r.event_id, r.event_type, r.endpoint_id, r.resource_id, r.resource_type,
+				   r.state, r.live, r.test, r.api_version, r.payload, r.body, r.body_sha256,
+				   r.signature, r.signed_at, r.key_id, r.received_at, r.seq, r.stored_by,
+				   r.revision, r.kind
+			FROM banked.event_revisions AS r
+			WHERE r.seq > low AND r.seq <= high AND (unfinal_seq IS NULL OR r.seq < unfinal_seq)
+			ORDER BY 17
+			LIMIT wanted;
+		EXIT WHEN unfinal_seq IS NOT NULL;
+
+		GET DIAGNOSTICS found_rows = ROW_COUNT;
+		wanted := wanted - found_rows;
+		low := high;
+		growing := true;
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION banked.events_since(bigint, int) IS
+	'events and revisions with a greater seq, ascending, at most max_rows; stops before any row that a running transaction may yet precede, so that who goes on from the last seq misses nothing; kind is null for events; null or 0: from the beginning; 22023: max_rows null or negative';
+
+
+--
+-- Privileges
+--
+
+-- Nothing is for PUBLIC, nor for those whom ALTER DEFAULT PRIVILEGES names.
+DO $strip$
+DECLARE
+	granted record;
+BEGIN
+	FOR granted IN
+		SELECT p.oid::regprocedure AS function,
+			   CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS grantee
+		FROM pg_extension AS e
+			JOIN pg_depend AS d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
+				AND d.classid = 'pg_proc'::regclass AND d.deptype = 'e'
+			JOIN pg_proc AS p ON p.oid = d.objid
+			CROSS JOIN aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a
+		WHERE e.extname = 'banked_webhooks' AND a.grantee <> p.proowner
+	LOOP
+		EXECUTE format('REVOKE ALL ON FUNCTION %s FROM %s', granted.function, granted.grantee);
+	END LOOP;
+
+	FOR granted IN
+		SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS grantee
+		FROM pg_namespace AS n CROSS JOIN aclexplode(n.nspacl) AS a
+		WHERE n.nspname = 'banked' AND a.grantee <> n.nspowner AND a.privilege_type = 'CREATE'
+	LOOP
+		EXECUTE format('REVOKE CREATE ON SCHEMA banked FROM %s', granted.grantee);
+	END LOOP;
+
+	PERFORM banked._strip_privileges('banked.key_secrets');
+	PERFORM banked._strip_privileges('banked.service_state');
+	PERFORM banked._strip_privileges('banked.receivers');
+	PERFORM banked._strip_privileges('banked.delivery_counts');
+END
+$strip$;
+
+GRANT USAGE ON SCHEMA banked TO banked_webhooks_reader, banked_webhooks_admin, banked_webhooks_worker;
+-- The schema outlives the extension, and pg_dump would leave these privileges out as if it did not.
+DELETE FROM pg_init_privs WHERE classoid = 'pg_namespace'::regclass AND objoid = 'banked'::regnamespace;
+
+-- events_since() reads it
+GRANT SELECT ON banked.service_state TO banked_webhooks_reader, banked_webhooks_admin;
+
+GRANT SELECT ON banked.receivers, banked.delivery_counts TO banked_webhooks_admin;
+
+GRANT EXECUTE ON FUNCTION
+	banked.sign(bytea, text, timestamptz),
+	banked.verify_signature(text, bytea, text),
+	banked.verify_event(text, text),
+	banked.event_proof(text, text),
+	banked.events_since(bigint, int)
+TO banked_webhooks_reader, banked_webhooks_admin;
+
+GRANT EXECUTE ON FUNCTION
+	banked.create_tables(),
+	banked.register_endpoint(text, text[], text, interval, boolean, text, text),
+	banked._register_endpoint(text, text[], text, text, interval, boolean, text),
+	banked._read_key_file(text),
+	banked.disable_endpoint(text),
+	banked.enable_endpoint(text),
+	banked.retire_endpoint(text),
+	banked.rotate_signing_key(text, text, interval),
+	banked.revoke_signing_key(uuid),
+	banked.forget_signing_key(uuid),
+	banked.receive(text, text, bytea, timestamptz),
+	banked.reprocess(bigint, text, text),
+	banked.dismiss(bigint, text),
+	banked.stats(),
+	banked.pause(),
+	banked.resume()
+TO banked_webhooks_admin;
+
+
+--
+-- The history of before, if there is one: our triggers went with the extension
+--
+
+DO $history$
+BEGIN
+	IF EXISTS (SELECT FROM unnest(banked._table_names()) AS t (name)
+			   WHERE to_regclass('banked.' || t.name) IS NOT NULL) THEN
+		PERFORM banked.create_tables();
+		PERFORM banked._store_floor();
+	END IF;
+	PERFORM banked._warn_if_not_served();
+END
+$history$;
