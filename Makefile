@@ -1,0 +1,141 @@
+# banked_webhooks: builds the extension's library and the gateway program.
+#
+#   make                     build, against PostgreSQL 15 (PG_CONFIG=... for a particular one)
+#   make install             install both; DESTDIR=... to stage
+#   make demo, demo-stop     a private server with everything in it, shown at work
+#   make test                every test, on private servers; TESTS="..." for some of them
+#
+# demo and test install missing packages, build in a copy of their own and
+# touch no installed server.  They must work where PGXS is not there yet, and
+# so they stand before it is included and run everything by sub-make.
+
+.DEFAULT_GOAL := all
+
+.PHONY: demo demo-stop test test-unit test-regress test-isolation test-tap
+
+demo:
+	@scripts/demo
+
+demo-stop:
+	@scripts/demo stop
+
+test:
+	@scripts/test $(TESTS)
+
+test-unit test-regress test-isolation test-tap:
+	@scripts/test $(@:test-%=%)
+
+STANDALONE_GOALS = demo demo-stop test test-unit test-regress test-isolation test-tap
+
+ifneq ($(filter-out $(STANDALONE_GOALS),$(or $(MAKECMDGOALS),all)),)
+
+# ---------------------------------------------------------------------------
+# What is built
+# ---------------------------------------------------------------------------
+
+EXTENSION = banked_webhooks
+DATA = $(wildcard sql/banked_webhooks--*.sql)
+MODULE_big = banked_webhooks
+OBJS = $(sort $(patsubst %.c,%.o,$(wildcard src/*.c src/receiver/*.c)))
+
+# The gateway is a program of its own: nothing of the server is linked into
+# it, and its objects are not the module's (which are position-independent
+# code for a library).
+GATEWAY = banked_webhooks_gateway
+GATEWAY_OBJS = $(patsubst src/%.c,build/%.o,src/frame.c src/signature.c $(sort $(wildcard src/gateway/*.c)))
+
+UNIT_TESTS = $(patsubst %.c,build/%,$(wildcard test/unit/*_test.c))
+UNIT_OBJS = build/frame.o build/signature.o $(patsubst %,build/gateway/%.o,connections deliveries paths rejections request_guard)
+
+EXTRA_CLEAN = build $(GATEWAY)
+
+# ---------------------------------------------------------------------------
+# What it is built with
+# ---------------------------------------------------------------------------
+
+PG_MAJOR = 15
+
+define missing_packages
+$(1).
+On Debian 12, as root:
+    apt-get install gcc libc6-dev pkg-config postgresql-$(PG_MAJOR) postgresql-server-dev-$(PG_MAJOR) libssl-dev libmicrohttpd-dev libseccomp-dev
+("make demo" and "make test" install what they need by themselves)
+endef
+
+# The pg_config in PATH, unless it belongs to another version.
+PG_CONFIG ?= $(firstword $(foreach candidate,\
+	pg_config /usr/lib/postgresql/$(PG_MAJOR)/bin/pg_config /usr/pgsql-$(PG_MAJOR)/bin/pg_config,\
+	$(if $(filter $(PG_MAJOR)%,$(word 2,$(shell $(candidate) --version 2>/dev/null))),$(candidate))))
+PG_CONFIG := $(PG_CONFIG)
+ifeq ($(PG_CONFIG),)
+$(error $(call missing_packages,no pg_config of PostgreSQL $(PG_MAJOR) is there (PG_CONFIG=... to name one)))
+endif
+
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+ifeq ($(wildcard $(PGXS)),)
+$(error $(call missing_packages,the files to build extensions with are not there ($(PG_CONFIG) --pgxs: $(or $(PGXS),no answer))))
+endif
+
+PKG_CONFIG ?= pkg-config
+MODULE_PACKAGES = libcrypto
+GATEWAY_PACKAGES = libmicrohttpd libcrypto libseccomp
+
+ifneq ($(filter-out clean distclean maintainer-clean uninstall,$(or $(MAKECMDGOALS),all)),)
+absent := $(foreach package,$(sort $(MODULE_PACKAGES) $(GATEWAY_PACKAGES)),\
+	$(if $(shell $(PKG_CONFIG) --exists $(package) 2>/dev/null && echo yes),,$(package)))
+ifneq ($(strip $(absent)),)
+$(error $(call missing_packages,$(PKG_CONFIG) does not find: $(strip $(absent))))
+endif
+endif
+
+PG_CPPFLAGS = -Isrc $(shell $(PKG_CONFIG) --cflags $(MODULE_PACKAGES))
+SHLIB_LINK = $(shell $(PKG_CONFIG) --libs $(MODULE_PACKAGES))
+
+# No bitcode: nothing here is worth inlining into a query, and it would be a second compile of everything.
+override with_llvm := no
+
+include $(PGXS)
+
+# ---------------------------------------------------------------------------
+# How
+# ---------------------------------------------------------------------------
+
+HEADERS_OF_SRC = $(wildcard src/*.h src/*/*.h)
+
+$(OBJS) $(GATEWAY_OBJS): Makefile $(HEADERS_OF_SRC)
+
+# The distribution's flags, without what is for libraries or for the server.
+GATEWAY_CFLAGS = $(filter-out $(CFLAGS_SL),$(CFLAGS)) -fPIE
+GATEWAY_CPPFLAGS = -Isrc $(filter -D% -W%,$(CPPFLAGS)) $(shell $(PKG_CONFIG) --cflags $(GATEWAY_PACKAGES))
+GATEWAY_LDFLAGS = $(filter -Wl%,$(LDFLAGS)) -pie
+GATEWAY_LIBS = $(shell $(PKG_CONFIG) --libs $(GATEWAY_PACKAGES))
+
+all: $(GATEWAY)
+
+$(GATEWAY): $(GATEWAY_OBJS)
+	$(CC) $(GATEWAY_CFLAGS) $^ $(GATEWAY_LDFLAGS) $(GATEWAY_LIBS) -o $@
+
+build/%.o: src/%.c
+	@$(MKDIR_P) $(@D)
+	$(CC) $(GATEWAY_CFLAGS) $(GATEWAY_CPPFLAGS) -c $< -o $@
+
+build/test/unit/%: test/unit/%.c $(UNIT_OBJS) $(HEADERS_OF_SRC) $(wildcard test/unit/*.h)
+	@$(MKDIR_P) $(@D)
+	$(CC) $(GATEWAY_CFLAGS) $(GATEWAY_CPPFLAGS) $< $(UNIT_OBJS) $(GATEWAY_LDFLAGS) $(GATEWAY_LIBS) -o $@
+
+.PHONY: show-pg_config unit-tests install-gateway uninstall-gateway
+
+unit-tests: $(UNIT_TESTS)
+
+show-pg_config:
+	@echo '$(PG_CONFIG)'
+
+install: install-gateway
+install-gateway: $(GATEWAY) installdirs
+	$(INSTALL_PROGRAM) $(GATEWAY) '$(DESTDIR)$(pkglibdir)/$(GATEWAY)'
+
+uninstall: uninstall-gateway
+uninstall-gateway:
+	rm -f '$(DESTDIR)$(pkglibdir)/$(GATEWAY)'
+
+endif

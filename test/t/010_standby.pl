@@ -1,0 +1,40 @@
+
+# A standby does not listen, and starts when it is promoted.
+
+use strict;
+use warnings;
+
+use BankedWebhooks;
+use Test::More;
+
+my $primary = BankedWebhooks->new(
+	name => 'primary',
+	init => { allows_streaming => 1 },
+	conf => "max_worker_processes = 16\n");
+$primary->register('/hook');
+ok_until(sub { $primary->post('/hook', event('a', 'payment_sent')) == 200 }, 'the primary serves');
+
+my $standby = $primary->new_standby('standby');
+$standby->node->start;
+$primary->node->wait_for_catchup($standby->node);
+is($standby->sql('select count(*) from banked.events'), 1, 'the standby has the event');
+is($primary->post('/hook', event('b', 'payment_sent')), 200, 'another event');
+$primary->node->wait_for_catchup($standby->node);
+is($standby->sql('select count(*) from banked.events'), 2, 'which it gets too');
+ok(!can_connect($standby->port), 'it does not listen');
+is($standby->sql(q(select count(*) from pg_stat_activity where backend_type like 'banked%')), 0, 'and has no process of ours');
+is($standby->sql('select count(*) from banked.history'), 2, 'the history can be read there');
+like($standby->sql_error(q(select banked.pause())), qr/25006/, 'and not be changed');
+
+$standby->allow('could not (?:send end-of-streaming message to|connect to|receive data from) (?:the )?primary');
+$primary->node->stop;
+$standby->node->promote;
+ok_until(sub { can_connect($standby->port) }, 'promoted, it listens');
+is($standby->post('/hook', event('c', 'payment_sent')), 200, 'and stores, under the same key');
+is($standby->post('/hook', event('b', 'payment_sent'), at => time - 10), 200, 'what came before the failover');
+is($standby->sql('select count(*) from banked.events'), 3, 'is known');
+is($standby->sql('select count(*) from banked.events_since(0)'), 3, 'events_since goes on');
+
+$primary->check_log;
+$standby->check_log;
+done_testing();
