@@ -45,7 +45,7 @@ GATEWAY = banked_webhooks_gateway
 GATEWAY_OBJS = $(patsubst src/%.c,build/%.o,src/frame.c src/signature.c $(sort $(wildcard src/gateway/*.c)))
 
 UNIT_TESTS = $(patsubst %.c,build/%,$(wildcard test/unit/*_test.c))
-UNIT_OBJS = build/frame.o build/signature.o $(patsubst %,build/gateway/%.o,connections deliveries paths rejections request_guard)
+UNIT_OBJS = build/frame.o build/signature.o $(patsubst %,build/gateway/%.o,connections deliveries paths rejections request_guard sandbox)
 
 EXTRA_CLEAN = build $(GATEWAY)
 

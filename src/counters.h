@@ -73,6 +73,7 @@ typedef struct Counters
 	pg_atomic_uint64 requests_total;
 	pg_atomic_uint64 pending;
 	pg_atomic_uint64 pending_size;
+	pg_atomic_uint64 sandboxed;
 } Counters;
 
 typedef struct ReceiverSlot

@@ -16,6 +16,7 @@
 
 int			bw_answer_timeout = 30000;
 char	   *bw_databases = NULL;
+bool		bw_gateway_sandbox = true;
 char	   *bw_listen_addresses = NULL;
 int			bw_max_batch = 1000;
 int			bw_max_batch_size = 8 * 1024;
@@ -85,6 +86,10 @@ settings_init(void)
 							   "The extension must be created in each. Nothing is served while the list is empty.",
 							   &bw_databases, "", PGC_SIGHUP, GUC_LIST_INPUT,
 							   check_name_list, NULL, NULL);
+	DefineCustomBoolVariable("banked_webhooks.gateway_sandbox",
+							 "Forbids the gateway every system call but those that serving takes.",
+							 "When it is changed, gateways are replaced.",
+							 &bw_gateway_sandbox, true, PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomStringVariable("banked_webhooks.listen_addresses",
 							   "Addresses to listen on for webhooks, a list separated by commas.",
 							   "\"*\" stands for all addresses. Can be set per database.",

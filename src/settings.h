@@ -10,6 +10,7 @@
 
 extern int	bw_answer_timeout;	/* ms */
 extern char *bw_databases;		/* list of names */
+extern bool bw_gateway_sandbox;
 extern char *bw_listen_addresses;	/* list of addresses */
 extern int	bw_max_batch;		/* deliveries */
 extern int	bw_max_batch_size;	/* kB */

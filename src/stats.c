@@ -111,6 +111,8 @@ put_counters(Output *output, Counters *counters)
 				pg_atomic_read_u64(&counters->notifications));
 	put_integer(output, "notifications", "outcome", "skipped",
 				pg_atomic_read_u64(&counters->notifications_skipped));
+	put_integer(output, "gateway_sandboxed", NULL, NULL,
+				pg_atomic_read_u64(&counters->sandboxed));
 	put_integer(output, "connections", NULL, NULL, pg_atomic_read_u64(&counters->connections));
 	put_integer(output, "connections_total", NULL, NULL,
 				pg_atomic_read_u64(&counters->connections_total));

@@ -333,7 +333,7 @@ put_status(Gateway *gateway)
 	status.connections_total = http->connections_total;
 	status.requests_total = http->requests_total;
 	status.bytes_total = http->bytes_total;
-	status.sandboxed = false;	/* no filter of system calls is in force */
+	status.sandboxed = gateway->sandboxed;
 	memcpy(status.rejections, http->rejections.totals, sizeof(status.rejections));
 	return frame_put_status(&gateway->link.out, &status);
 }

@@ -24,6 +24,7 @@ typedef struct Gateway
 	Listeners	listeners;
 	Http		http;
 
+	bool		sandboxed;		/* the filter of system calls is in force */
 	bool		have_config;	/* nothing is accepted before both were received */
 	bool		have_paths;
 	bool		status_due;		/* a ping is to be answered */

@@ -3,6 +3,7 @@
  *	  The gateway: the program that speaks HTTP for a receiver.
  *
  *	  banked_webhooks_gateway --link=FD --http=FD[,FD...] [--parent=PID]
+ *		  [--no-sandbox]
  *
  * It is started by the receiver, with the listening sockets and one end of a
  * socket pair, and is of no use to anybody else.  It is a process of its own
@@ -38,6 +39,7 @@ typedef struct Arguments
 	int			listener_fds[LISTENERS_MAX];
 	unsigned	listener_count;
 	int			parent;			/* process id, or 0 */
+	bool		no_sandbox;		/* without the filter of system calls */
 } Arguments;
 
 static bool parse_arguments(int argc, char **argv, Arguments *arguments);
@@ -58,7 +60,7 @@ main(int argc, char **argv)
 
 	if (!parse_arguments(argc, argv, &arguments))
 	{
-		log_line("usage: --link=FD --http=FD[,FD...] [--parent=PID]; "
+		log_line("usage: --link=FD --http=FD[,FD...] [--parent=PID] [--no-sandbox]; "
 				 "this program is started by the database server");
 		return 2;
 	}
@@ -83,6 +85,16 @@ main(int argc, char **argv)
 		log_line("could not give up privileges: %s", strerror(errno));
 		return 1;
 	}
+	if (!arguments.no_sandbox)
+	{
+		if (sandbox_filter_calls() != SANDBOX_OK)
+		{
+			log_line("could not put the filter of system calls in force: %s "
+					 "(banked_webhooks.gateway_sandbox = off does without it)", strerror(errno));
+			return 1;
+		}
+		gateway.sandboxed = true;
+	}
 	return gateway_run(&gateway);
 }
 
@@ -93,6 +105,7 @@ parse_arguments(int argc, char **argv, Arguments *arguments)
 		{"link", required_argument, NULL, 'l'},
 		{"http", required_argument, NULL, 'h'},
 		{"parent", required_argument, NULL, 'p'},
+		{"no-sandbox", no_argument, NULL, 'n'},
 		{NULL, 0, NULL, 0}
 	};
 	const char *rest;
@@ -101,6 +114,7 @@ parse_arguments(int argc, char **argv, Arguments *arguments)
 	arguments->link_fd = -1;
 	arguments->listener_count = 0;
 	arguments->parent = 0;
+	arguments->no_sandbox = false;
 
 	opterr = 0;
 	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1)
@@ -125,6 +139,9 @@ parse_arguments(int argc, char **argv, Arguments *arguments)
 			case 'p':
 				if (!parse_number(optarg, '\0', &arguments->parent, &rest))
 					return false;
+				break;
+			case 'n':
+				arguments->no_sandbox = true;
 				break;
 			default:
 				return false;

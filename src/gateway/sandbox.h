@@ -5,8 +5,9 @@
  * The gateway is the program that the Internet talks to, so whoever takes it
  * over should find as little as possible: no way to more privileges, no core
  * file with bodies in it, no tracing by others of the same user, no working
- * directory, and no life after its receiver.  A filter of system calls would
- * be put in force at the end of sandbox_enter, after everything was opened.
+ * directory, no life after its receiver, and of the system calls none but
+ * those that serving takes: no other program, no process, no file, no
+ * connection of its own.
  */
 #ifndef BW_GATEWAY_SANDBOX_H
 #define BW_GATEWAY_SANDBOX_H
@@ -24,7 +25,10 @@ typedef enum SandboxResult
 /* Ignores what is meant for the database server, and leaves with status 0 when the parent dies. */
 extern SandboxResult sandbox_follow_parent(pid_t parent);
 
-/* Gives up the rest. */
+/* Gives up privileges and resources. */
 extern SandboxResult sandbox_enter(void);
+
+/* Puts the filter of system calls in force; after sandbox_enter, and nothing can be opened afterwards. */
+extern SandboxResult sandbox_filter_calls(void);
 
 #endif							/* BW_GATEWAY_SANDBOX_H */

@@ -37,6 +37,7 @@
 
 #include "counters.h"
 #include "gateway_process.h"
+#include "settings.h"
 
 #define PROGRAM "banked_webhooks_gateway"
 
@@ -50,6 +51,7 @@ typedef struct Child
 	char		program[MAXPGPATH];
 	char		http[MAX_LISTENERS * 4 + 16];
 	char		parent[32];
+	char		no_sandbox[16]; /* --no-sandbox, or empty */
 	int			null_fd;
 	int			count;
 	int			fds[MAX_LISTENERS + 1]; /* the link, then the listening sockets */
@@ -111,6 +113,8 @@ prepare_child(Child *child, int link, const Listeners *listeners)
 				 "%s%d", i > 0 ? "," : "", FIRST_LISTENER_FD + i);
 	}
 	snprintf(child->parent, sizeof(child->parent), "--parent=%d", (int) getpid());
+	if (!bw_gateway_sandbox)
+		strlcpy(child->no_sandbox, "--no-sandbox", sizeof(child->no_sandbox));
 	return true;
 }
 
@@ -118,7 +122,8 @@ prepare_child(Child *child, int link, const Listeners *listeners)
 static void
 run_child(Child *child)
 {
-	char	   *argv[] = {PROGRAM, "--link=3", child->http, child->parent, NULL};
+	char	   *argv[] = {PROGRAM, "--link=3", child->http, child->parent,
+		child->no_sandbox[0] != '\0' ? child->no_sandbox : NULL, NULL};
 	char	   *envp[] = {NULL};
 	struct sigaction action;
 	sigset_t	none;
@@ -212,6 +217,7 @@ gateway_start(Gateway *gateway, const Listeners *listeners)
 	gateway->pid = pid;
 	gateway->link = ends[0];
 	gateway->ready = false;
+	gateway->sandbox = bw_gateway_sandbox;
 	gateway->started_at = gateway->heard_at = GetCurrentTimestamp();
 	gateway->ping_outstanding = false;
 	gateway->pings = 0;
@@ -250,9 +256,12 @@ gateway_stop(Gateway *gateway)
 	pg_atomic_write_u64(&my_slot->counters.connections, 0);
 	pg_atomic_write_u64(&my_slot->counters.pending, 0);
 	pg_atomic_write_u64(&my_slot->counters.pending_size, 0);
+	pg_atomic_write_u64(&my_slot->counters.sandboxed, 0);
 
 	if (reaped == pid && WIFEXITED(status))
 		return psprintf("exited with status %d", WEXITSTATUS(status));
+	if (reaped == pid && WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS)
+		return pstrdup("made a forbidden system call and was ended for that");
 	if (reaped == pid && WIFSIGNALED(status))
 		return psprintf("was ended by signal %d", WTERMSIG(status));
 	return pstrdup("is gone");

@@ -19,6 +19,7 @@ typedef struct Gateway
 	FrameBuffer in;
 	FrameBuffer out;
 	bool		ready;			/* it has said hello */
+	bool		sandbox;		/* it was asked to confine itself */
 	TimestampTz started_at;
 	TimestampTz heard_at;		/* of the newest frame */
 	uint64		pings;

@@ -416,6 +416,7 @@ take_status(const StatusFrame *status)
 	pg_atomic_write_u64(&my_slot->counters.connections, status->connections);
 	pg_atomic_write_u64(&my_slot->counters.pending, status->pending);
 	pg_atomic_write_u64(&my_slot->counters.pending_size, status->pending_size);
+	pg_atomic_write_u64(&my_slot->counters.sandboxed, status->sandboxed ? 1 : 0);
 	COUNT_GROWTH(connections_total, status->connections_total, gateway->connections_seen);
 	COUNT_GROWTH(requests_total, status->requests_total, gateway->requests_seen);
 	for (int i = 0; i < REJECTION_COUNT; i++)
@@ -655,17 +656,64 @@ reload_settings(void)
 		send_config(false);
 }
 
+/*
+ * Lets the gateway answer what it still can: what was stored by its status,
+ * everything else by 503.
+ */
+static void
+drain(void)
+{
+	Gateway    *gateway = &receiver.gateway;
+	TimestampTz until = in_milliseconds(DRAIN_TIME);
+	char		discarded[8192];
+	bool		told;
+
+	if (gateway->pid == 0)
+		return;
+	told = frame_put_drain(&gateway->out);
+	while (told)
+	{
+		int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | WL_TIMEOUT | WL_SOCKET_READABLE;
+		long		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+		ssize_t		n;
+
+		(void) frame_buffer_write(&gateway->out, gateway->link);
+		if (timeout <= 0)
+			break;
+		if (frame_buffer_length(&gateway->out) > 0)
+			events |= WL_SOCKET_WRITEABLE;
+		(void) WaitLatchOrSocket(MyLatch, events, gateway->link, timeout, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+
+		/* What it sends now gets no answer of ours: it answers 503 itself. */
+		do
+			n = recv(gateway->link, discarded, sizeof(discarded), 0);
+		while (n > 0);
+		if (n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
+			break;
+	}
+	forget_wait_set();
+	pfree(gateway_stop(gateway));
+}
+
+/* Ends a gateway that was started under another setting: the loop starts one under this. */
+static void
+follow_sandbox_setting(void)
+{
+	if (receiver.gateway.pid == 0 || receiver.gateway.sandbox == bw_gateway_sandbox)
+		return;
+	drain();
+	receiver.gateway_at = 0;
+}
+
 /* Stops listening when the settings name other addresses now: the loop opens them. */
 static void
 follow_listen_settings(void)
 {
 	if (receiver.listeners.count == 0 || listeners_are_current(&receiver.listeners))
 		return;
-	if (receiver.gateway.pid != 0)
-	{
-		forget_wait_set();
-		pfree(gateway_stop(&receiver.gateway));
-	}
+	drain();
 	listeners_close(&receiver.listeners);
 	receiver.listen_at = 0;
 }
@@ -684,6 +732,7 @@ do_what_is_due(void)
 	{
 		reload_settings();
 		follow_listen_settings();
+		follow_sandbox_setting();
 	}
 	if ((receiver.generation != pg_atomic_read_u64(&shared_state->generation) ||
 		 GetCurrentTimestamp() >= receiver.check_at) && !check_service())
@@ -818,47 +867,6 @@ main_loop(void)
 		if (receiver.gateway.pid != 0)
 			watch_gateway(waited);
 	}
-}
-
-/*
- * Lets the gateway answer what it still can: what was stored by its status,
- * everything else by 503.
- */
-static void
-drain(void)
-{
-	Gateway    *gateway = &receiver.gateway;
-	TimestampTz until = in_milliseconds(DRAIN_TIME);
-	char		discarded[8192];
-
-	if (gateway->pid == 0)
-		return;
-	if (!frame_put_drain(&gateway->out))
-		return;
-	for (;;)
-	{
-		int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | WL_TIMEOUT | WL_SOCKET_READABLE;
-		long		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
-		ssize_t		n;
-
-		(void) frame_buffer_write(&gateway->out, gateway->link);
-		if (timeout <= 0)
-			break;
-		if (frame_buffer_length(&gateway->out) > 0)
-			events |= WL_SOCKET_WRITEABLE;
-		(void) WaitLatchOrSocket(MyLatch, events, gateway->link, timeout, PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-
-		/* What it sends now gets no answer of ours: it answers 503 itself. */
-		do
-			n = recv(gateway->link, discarded, sizeof(discarded), 0);
-		while (n > 0);
-		if (n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
-			break;
-	}
-	forget_wait_set();
-	pfree(gateway_stop(gateway));
 }
 
 void
