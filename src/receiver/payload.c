@@ -44,15 +44,25 @@ read_exponent(const char **p, const char *end)
 	return exponent;
 }
 
-/* Moves p, which stands behind an opening quotation mark, behind the closing one. */
+/*
+ * Moves p, which stands behind an opening quotation mark, behind the closing
+ * one: the first that an even number of backslashes precedes.
+ */
 static const char *
 skip_string(const char *p, const char *end)
 {
-	while (p < end)
+	const char *start = p;
+	const char *quote;
+
+	while ((quote = memchr(p, '"', end - p)) != NULL)
 	{
-		if (*p == '"')
-			return p + 1;
-		p += (*p == '\\') ? 2 : 1;
+		const char *backslash = quote;
+
+		while (backslash > start && backslash[-1] == '\\')
+			backslash--;
+		if ((quote - backslash) % 2 == 0)
+			return quote + 1;
+		p = quote + 1;
 	}
 	return end;
 }
@@ -60,20 +70,32 @@ skip_string(const char *p, const char *end)
 const char *
 payload_check_limits(const char *body, Size length)
 {
+	/* Outside strings, where something may have to be done. */
+	static const bool stops[256] = {
+		['"'] = true, ['{'] = true, ['['] = true, ['}'] = true, [']'] = true,
+		['e'] = true, ['E'] = true
+	};
 	const char *p = body;
 	const char *end = body + length;
 	int			nesting = 0;
 	long		expansion = 0;
-	bool		in_number = false;
 
 	if (memchr(body, '\0', length) != NULL)
 		return "the body contains a zero byte";
 	if (!pg_verify_mbstr(PG_UTF8, body, length, true))
 		return "the body is not valid UTF-8";
 
-	while (p < end)
+	for (;;)
 	{
-		char		c = *p++;
+		char		before;
+		char		c;
+
+		while (p < end && !stops[(unsigned char) *p])
+			p++;
+		if (p >= end)
+			return NULL;
+		before = p > body ? p[-1] : ' ';
+		c = *p++;
 
 		if (c == '"')
 			p = skip_string(p, end);
@@ -84,15 +106,13 @@ payload_check_limits(const char *body, Size length)
 		}
 		else if (c == '}' || c == ']')
 			nesting--;
-		else if ((c == 'e' || c == 'E') && in_number)
+		else if ((before >= '0' && before <= '9') || before == '.')
 		{
 			expansion += read_exponent(&p, end);
 			if (expansion > MAX_EXPANSION)
 				return "the numbers of the body would take too many digits";
 		}
-		in_number = (c >= '0' && c <= '9') || (in_number && c == '.');
 	}
-	return NULL;
 }
 
 /*
