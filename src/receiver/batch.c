@@ -39,6 +39,7 @@
 #include "batch.h"
 #include "endpoint_cache.h"
 #include "event_store.h"
+#include "examine.h"
 #include "failure.h"
 #include "notify.h"
 #include "settings.h"
@@ -598,7 +599,7 @@ examine_all(Batch *batch, Delivery *deliveries, int count)
 		endpoint_cache_refresh();
 		MemoryContextSwitchTo(context);
 		for (int i = 0; i < count; i++)
-			delivery_examine(&deliveries[i]);
+			examine_delivery(&deliveries[i]);
 		batch->in_transaction = true;
 		done = true;
 	}
@@ -712,7 +713,7 @@ batch_retry(int64 quarantine_id)
 		found = event_store_read_quarantine(quarantine_id, true, delivery);
 		if (found)
 		{
-			delivery_examine_body(delivery, NULL, NULL);
+			examine_body(delivery, NULL, NULL);
 			batch.in_transaction = true;
 		}
 		else
