@@ -58,7 +58,7 @@ PG_MAJOR = 15
 define missing_packages
 $(1).
 On Debian 12, as root:
-    apt-get install gcc libc6-dev pkg-config postgresql-$(PG_MAJOR) postgresql-server-dev-$(PG_MAJOR) libssl-dev libmicrohttpd-dev libseccomp-dev
+    apt-get install gcc libc6-dev pkg-config postgresql-$(PG_MAJOR) postgresql-server-dev-$(PG_MAJOR) libssl-dev libmicrohttpd-dev libgnutls28-dev libseccomp-dev
 ("make demo" and "make test" install what they need by themselves)
 endef
 
@@ -78,7 +78,7 @@ endif
 
 PKG_CONFIG ?= pkg-config
 MODULE_PACKAGES = libcrypto
-GATEWAY_PACKAGES = libmicrohttpd libcrypto libseccomp
+GATEWAY_PACKAGES = libmicrohttpd gnutls libcrypto libseccomp
 
 ifneq ($(filter-out clean distclean maintainer-clean uninstall,$(or $(MAKECMDGOALS),all)),)
 absent := $(foreach package,$(sort $(MODULE_PACKAGES) $(GATEWAY_PACKAGES)),\

@@ -259,6 +259,7 @@ reset_slot_process(ReceiverSlot *slot)
 	slot->gateway_pid = 0;
 	slot->listening_since = 0;
 	slot->port = 0;
+	slot->tls_port = 0;
 }
 
 static void
