@@ -36,13 +36,21 @@ ifneq ($(filter-out $(STANDALONE_GOALS),$(or $(MAKECMDGOALS),all)),)
 EXTENSION = banked_webhooks
 DATA = $(wildcard sql/banked_webhooks--*.sql)
 MODULE_big = banked_webhooks
-OBJS = $(sort $(patsubst %.c,%.o,$(wildcard src/*.c src/receiver/*.c)))
+OBJS = \
+	src/banked_webhooks.o src/counters.o src/frame.o src/functions.o src/launcher.o src/settings.o \
+	src/signature.o src/stats.o src/watch.o \
+	src/receiver/batch.o src/receiver/delivery.o src/receiver/direct.o src/receiver/endpoint_cache.o \
+	src/receiver/event_store.o src/receiver/examine.o src/receiver/failure.o src/receiver/gateway_process.o \
+	src/receiver/listeners.o src/receiver/notify.o src/receiver/payload.o src/receiver/receiver.o \
+	src/receiver/rejection_log.o src/receiver/statements.o src/receiver/tls_files.o
 
 # The gateway is a program of its own: nothing of the server is linked into
 # it, and its objects are not the module's (which are position-independent
 # code for a library).
 GATEWAY = banked_webhooks_gateway
-GATEWAY_OBJS = $(patsubst src/%.c,build/%.o,src/frame.c src/signature.c $(sort $(wildcard src/gateway/*.c)))
+GATEWAY_OBJS = build/frame.o build/signature.o $(addprefix build/gateway/,\
+	connections.o deliveries.o events.o gateway.o handler.o handshakes.o http.o linger.o link.o listeners.o log.o \
+	main.o paths.o rejections.o request_guard.o responses.o sandbox.o tls.o)
 
 UNIT_TESTS = $(patsubst %.c,build/%,$(wildcard test/unit/*_test.c))
 UNIT_OBJS = build/frame.o build/signature.o $(patsubst %,build/gateway/%.o,connections deliveries paths rejections request_guard sandbox)
