@@ -13,7 +13,8 @@ use Time::HiRes qw(time usleep);
 my $RATE = 500;					# requests per second
 my $COUNT = 800;				# good deliveries for one measurement
 
-my $service = BankedWebhooks->new(conf => "banked_webhooks.rejection_log_limit = 1000\n");
+# Commits go to disk, as they do where it matters.
+my $service = BankedWebhooks->new(conf => "fsync = on\nbanked_webhooks.rejection_log_limit = 1000\n");
 $service->register('/hook');
 my $number = 0;
 ok_until(sub { $service->post('/hook', event('first', 'payment_sent')) == 200 }, 'served');
@@ -84,7 +85,7 @@ foreach (1 .. 6)
 cmp_ok($best, '<=', 2, 'the 99th percentile of good deliveries is at most twice what it was');
 
 my $rejected = 0;
-ok_until(sub { $rejected = $service->stat('rejections'); $rejected > 500 }, 'the flood was counted') or diag $rejected;
+ok_until(sub { $rejected = $service->stat('rejections'); $rejected > 100 }, 'the flood was counted') or diag $rejected;
 ok_until(sub { $service->sql('select coalesce(sum(count), 0) from banked.rejections') > 0 }, 'and recorded');
 my ($rows, $counted) = split /\|/, $service->sql('select count(*), sum(count) from banked.rejections');
 cmp_ok($rows, '<', $rejected / 2, 'in fewer rows than there were requests') or diag "$rows rows for $counted requests";
