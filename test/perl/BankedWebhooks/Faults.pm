@@ -272,7 +272,7 @@ sub start_as_subreaper
 		syscall($call, 36, 1, 0, 0, 0) == 0 && exec "$bindir/postgres", '-D', $node->data_dir;
 		POSIX::_exit(1);
 	}
-	wait_until(sub { $node->psql('postgres', 'select 1') == 0 }) or die "no server\n";
+	wait_until(sub { BankedWebhooks::Soak::answers($node) }) or die "no server\n";
 	$node->_update_pid(1);
 	return;
 }
@@ -399,7 +399,7 @@ $faults{wal_full} = {
 		usleep 300_000;
 		unlink $filler;
 		# Depending on where it ran out of room the server has given up, or tries again by itself.
-		unless (wait_until(sub { $node->psql('postgres', 'select 1') == 0 }, 2))
+		unless (wait_until(sub { BankedWebhooks::Soak::answers($node) }, 2))
 		{
 			$node->stop('immediate', fail_ok => 1);
 			$node->_update_pid(-1);
