@@ -392,7 +392,7 @@ $faults{wal_full} = {
 		# Segments that are kept for reuse are used up first.
 		wait_until(
 			sub {
-				$node->psql('postgres', 'select pg_switch_wal()');
+				eval { $node->psql('postgres', 'select pg_switch_wal()') };
 				$soak->service->log_since($mark) =~ /PANIC:/;
 			},
 			15) or $soak->violation('no PANIC');

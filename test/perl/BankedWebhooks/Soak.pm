@@ -144,8 +144,12 @@ sub cycle
 		1;
 	};
 	$self->{load} = undef;
-	die $@ if !$done && $@ =~ /^interrupted|^a cycle ran longer/;
-	$self->violation("died: $@") unless $done;
+	unless ($done)
+	{
+		die $@ if $@ =~ /^interrupted|^a cycle ran longer/;
+		$self->violation("died: $@");
+		eval { $fault->{repair}->($self) } if $fault->{repair};
+	}
 	my $wrong = @{ $self->{violations} } - $violations;
 	$self->{say}->(
 		sprintf '%4d %-26s %6d acknowledged, %5d refused, %5d broken, back after %.2f s, took %.1f s%s',
