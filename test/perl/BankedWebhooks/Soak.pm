@@ -66,14 +66,16 @@ sub new
 	return $self;
 }
 
-# A new server with an endpoint and no history.
+# A new server with an endpoint and no history; one receiver and two take turns.
 sub begin_service
 {
 	my ($self, %options) = @_;
+	my $receivers = 1 + ++$self->{services} % 2;
 	my $service = BankedWebhooks->new(
-		name => 'soak' . ++$self->{services},
-		conf => $conf . ($options{conf} // ''),
+		name => "soak$self->{services}",
+		conf => $conf . "banked_webhooks.receivers = $receivers\n" . ($options{conf} // ''),
 		init => $options{init} // {});
+	$service->{receivers} = $receivers;
 	$service->register('/hook');
 	$self->adopt($service);
 	return $service;
@@ -295,8 +297,8 @@ sub judge_processes
 	my @receivers = $service->pids('receiver');
 	my @gateways = $service->pids('gateway');
 
-	$self->violation(@receivers . ' receivers and ' . @gateways . ' gateways where one of each was expected')
-	  if @receivers != 1 || @gateways != 1;
+	$self->violation(@receivers . ' receivers and ' . @gateways . " gateways where $service->{receivers} of each were expected")
+	  if @receivers != $service->{receivers} || @gateways != $service->{receivers};
 	my $sockets;
 	wait_until(sub { ($sockets = open_sockets($service->port)) == 0 }, $gone_within)
 	  or $self->violation("$sockets connections are open that no client holds");
