@@ -508,6 +508,12 @@ BEGIN
 			'changed: other bytes; recurrence: the same event of a resource again, after another one (a mandate that became active again)';
 	END IF;
 
+	-- events_since() counts on each seq being greater than all that were taken before.
+	IF EXISTS (SELECT FROM pg_sequence WHERE seqrelid = 'banked.events_seq_seq'::regclass
+			   AND (seqcache <> 1 OR seqincrement < 1 OR seqcycle)) THEN
+		ALTER SEQUENCE banked.events_seq_seq CACHE 1 INCREMENT 1 NO CYCLE;
+	END IF;
+
 	-- The default is missing at first, and after DROP TABLE events CASCADE.
 	IF NOT EXISTS (SELECT FROM pg_attribute
 				   WHERE attrelid = 'banked.event_revisions'::regclass AND attname = 'seq' AND atthasdef) THEN
@@ -1444,6 +1450,9 @@ BEGIN
 	END IF;
 	SELECT s.last_value INTO STRICT last_seq FROM banked.events_seq_seq AS s;
 	SELECT s.floor_seq INTO STRICT floor_seq FROM banked.service_state AS s;
+	IF floor_seq > last_seq THEN
+		floor_seq := 0;			-- the sequence was started anew: the floor is of before
+	END IF;
 
 	WHILE low < last_seq AND wanted > 0 LOOP
 		high := least(low + width, last_seq);
