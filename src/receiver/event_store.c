@@ -210,7 +210,7 @@ static Statement read_due_quarantine = {
 static Statement find_next_attempt = {
 	.sql = "SELECT quarantine_id, next_attempt_at FROM banked.quarantine "
 	"WHERE " CAN_BE_TRIED " AND next_attempt_at IS NOT NULL "
-	"ORDER BY next_attempt_at LIMIT 1"
+	"ORDER BY next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED"
 };
 
 /* A stored row of a delivery's identity. */

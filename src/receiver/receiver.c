@@ -691,6 +691,7 @@ static void
 retry_quarantine(void)
 {
 	TimestampTz start = GetCurrentTimestamp();
+	bool		tried;
 
 	if (!batch_run(find_due_retry, LOOK_LOCK_TIMEOUT))
 	{
@@ -701,7 +702,7 @@ retry_quarantine(void)
 		return;
 
 	pgstat_report_activity(STATE_RUNNING, "trying quarantined webhooks again");
-	batch_retry(due_retry);
+	tried = batch_retry(due_retry);
 	MemoryContextSwitchTo(receiver.turn_context);
 	notify_send_collected();
 	batch_clean_session();
@@ -709,7 +710,7 @@ retry_quarantine(void)
 	pgstat_report_activity(STATE_IDLE, NULL);
 
 	/* Deliveries come first: most of the time is theirs. */
-	receiver.retry_at = 0;
+	receiver.retry_at = tried ? 0 : in_milliseconds(LOOK_RETRY);
 	receiver.retry_not_before = GetCurrentTimestamp() +
 		RETRY_SHARE * (GetCurrentTimestamp() - start);
 }
