@@ -20,6 +20,8 @@
  */
 #include "postgres.h"
 
+#include <malloc.h>
+
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
@@ -62,6 +64,9 @@
 
 /* An arrival that the gateway reports is believed when it is no older than this. */
 #define MAX_ARRIVAL_AGE (60 * USECS_PER_SEC)
+
+/* Free memory that malloc may keep, in bytes. */
+#define MALLOC_KEEP (16 * 1024 * 1024)
 
 /* Buffers that grew beyond this are given back when they are empty. */
 #define KEEP_BUFFER (1024 * 1024)
@@ -941,6 +946,11 @@ main_loop(void)
 void
 banked_webhooks_receiver_main(Datum arg)
 {
+	/* A batch takes and gives back some megabytes: not from and to the system each time. */
+	(void) mallopt(M_TRIM_THRESHOLD, MALLOC_KEEP);
+	(void) mallopt(M_MMAP_THRESHOLD, MALLOC_KEEP);
+	(void) mallopt(M_TOP_PAD, 1024 * 1024);
+
 	batch_init();
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGPIPE, SIG_IGN);
