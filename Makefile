@@ -36,7 +36,7 @@ ifneq ($(filter-out $(STANDALONE_GOALS),$(or $(MAKECMDGOALS),all)),)
 EXTENSION = banked_webhooks
 DATA = $(wildcard sql/banked_webhooks--*.sql)
 MODULE_big = banked_webhooks
-OBJS = $(sort $(patsubst %.c,%.o,$(wildcard src/*.c src/receiver/*.c)))
+OBJS = $(sort $(patsubst %.c,%.o,$(wildcard src/*.c src/handlers/*.c src/receiver/*.c)))
 
 # The gateway is a program of its own: nothing of the server is linked into
 # it, and its objects are not the module's (which are position-independent

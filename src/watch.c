@@ -37,10 +37,20 @@
 #include "utils/wait_event.h"
 
 #include "counters.h"
+#include "handlers/pool.h"
 #include "watch.h"
 
 /* How long a command waits for the receivers to end before it goes on without, in milliseconds. */
 #define HOLD_TIMEOUT 10000
+
+/* The handlers that a transaction makes jobs for. */
+#define MAX_READY MAX_HANDLERS
+
+typedef struct ReadyJobs
+{
+	char		handler[HANDLER_NAME_SIZE];
+	int			count;
+} ReadyJobs;
 
 static object_access_hook_type previous_object_access = NULL;
 static ProcessUtility_hook_type previous_process_utility = NULL;
@@ -48,6 +58,8 @@ static ProcessUtility_hook_type previous_process_utility = NULL;
 /* What the current transaction did. */
 static bool config_changed = false;
 static bool service_changed = false;
+static ReadyJobs ready_jobs[MAX_READY];
+static int	ready_count = 0;
 static DatabaseHold *my_hold = NULL;
 static bool exit_callback_registered = false;
 
@@ -97,8 +109,11 @@ transaction_ended(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, vo
 		return;
 	if (isCommit && (config_changed || service_changed))
 		publish_changes();
+	for (int i = 0; isCommit && i < ready_count; i++)
+		pool_wake(ready_jobs[i].handler, ready_jobs[i].count);
 	config_changed = false;
 	service_changed = false;
+	ready_count = 0;
 	release_hold();
 }
 
@@ -187,6 +202,7 @@ hold_database(Oid database)
 		LWLockAcquire(shared_state->lock, LW_SHARED);
 		running = database_has_receivers(database);
 		LWLockRelease(shared_state->lock);
+		running = running || pool_database_is_busy(database);
 		if (!running || GetCurrentTimestamp() >= give_up)
 			break;
 		ConditionVariableTimedSleep(&shared_state->receiver_gone, 1000, PG_WAIT_EXTENSION);
@@ -334,4 +350,21 @@ void
 watch_service_changed(void)
 {
 	service_changed = true;
+}
+
+void
+watch_jobs_ready(const char *handler, int count)
+{
+	for (int i = 0; i < ready_count; i++)
+	{
+		if (strcmp(ready_jobs[i].handler, handler) == 0)
+		{
+			ready_jobs[i].count += count;
+			return;
+		}
+	}
+	if (ready_count == MAX_READY)
+		return;					/* more than can have workers */
+	strlcpy(ready_jobs[ready_count].handler, handler, HANDLER_NAME_SIZE);
+	ready_jobs[ready_count++].count = count;
 }

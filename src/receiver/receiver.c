@@ -38,6 +38,7 @@
 #include "endpoint_cache.h"
 #include "event_store.h"
 #include "gateway_process.h"
+#include "handlers/scheduler.h"
 #include "notify.h"
 #include "receiver.h"
 #include "rejection_log.h"
@@ -779,6 +780,8 @@ do_what_is_due(void)
 		send_paths();
 	if (my_slot->number == 0 && GetCurrentTimestamp() >= retry_time())
 		retry_quarantine();
+	if (my_slot->number == 0)
+		scheduler_run(receiver.generation);
 	if (GetCurrentTimestamp() >= rejection_log_due_at())
 		rejection_log_write();
 	if (GetCurrentTimestamp() >= receiver.stats_at)
@@ -804,7 +807,7 @@ wait_time(void)
 		until = earlier(until, receiver.refresh_at);
 
 	if (my_slot->number == 0)
-		until = earlier(until, retry_time());
+		until = earlier(until, earlier(retry_time(), scheduler_due_at()));
 	if (receiver.listeners.count == 0)
 		until = earlier(until, receiver.listen_at);
 	else if (gateway->pid == 0)
