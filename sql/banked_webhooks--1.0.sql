@@ -264,7 +264,7 @@ RETURNS TABLE (metric text, labels jsonb, value numeric)
 LANGUAGE c VOLATILE
 AS 'MODULE_PATHNAME', 'banked_webhooks_stats';
 COMMENT ON FUNCTION banked.stats() IS
-	'what the receivers of this database did since the server started; labels tell what a value belongs to; 55000: banked_webhooks is not in shared_preload_libraries';
+	'what the receivers and handlers of this database did since the server started; labels tell what a value belongs to; 55000: banked_webhooks is not in shared_preload_libraries';
 
 -- Views for people on stats().  They raise what it raises.
 CREATE VIEW banked.receivers AS

@@ -12,7 +12,8 @@
  *
  * When a handler of the first kind finds no place, a worker is told to make
  * room after its current job: an idle one, else one of the handler that has most,
- * else the one that has run longest.  So a slow handler starves no other.
+ * else the one that has run longest.  So a slow handler starves no other.  One of
+ * the third kind gets the place of an idle worker that is not its handler's only one.
  *
  * Workers end for good with what they serve: a database that is held, paused or
  * not served any more gets their SIGTERM; a handler that is paused or gone lets
@@ -331,10 +332,14 @@ choose_entry(int free_places, TimestampTz now, bool *starved)
 	return free_places > 1 || !unserved ? backlog : NULL;
 }
 
-/* A worker that can make room, or null. */
+/*
+ * A worker that can make room, or null: for a handler without one any worker,
+ * for a further worker of a handler only a further one of another that is idle.
+ */
 static HandlerWorker *
-choose_victim(TimestampTz now)
+choose_victim(bool starved, TimestampTz now)
 {
+	HandlerWorker *idle_further = NULL;
 	HandlerWorker *idle = NULL;
 	HandlerWorker *further = NULL;
 	HandlerWorker *longest = NULL;
@@ -352,9 +357,13 @@ choose_victim(TimestampTz now)
 			return NULL;		/* room is being made already */
 		if (worker->starting)
 			continue;
-		if (worker->idle && !entry->pending)
-			idle = worker;
 		workers = pool_count_workers(entry);
+		if (worker->idle && !entry->pending)
+		{
+			idle = worker;
+			if (workers > 1)
+				idle_further = worker;
+		}
 		if (workers > most)
 		{
 			most = workers;
@@ -364,6 +373,8 @@ choose_victim(TimestampTz now)
 			(longest == NULL || worker->started_at < longest->started_at))
 			longest = worker;
 	}
+	if (idle_further != NULL || !starved)
+		return idle_further;
 	if (idle != NULL)
 		return idle;
 	return further != NULL ? further : longest;
@@ -398,7 +409,7 @@ advance_entries(void)
 			return;
 		if (free_places <= 0)
 		{
-			HandlerWorker *victim = starved ? choose_victim(now) : NULL;
+			HandlerWorker *victim = choose_victim(starved, now);
 
 			if (victim != NULL)
 				ask_to_yield(victim);

@@ -93,6 +93,7 @@ static uint64 settled_requests = 0;
 static bool settled = false;
 static TimestampTz settle_at = 0;
 static TimestampTz purge_at = 0;
+static int	purge_retention = 0;	/* that purge_at was computed with */
 static int64 purged;
 static bool more_to_bury;
 
@@ -483,8 +484,9 @@ scheduler_run(uint64 generation)
 		else
 			settle_at = in_milliseconds(RETRY_AFTER);
 	}
-	if (now >= purge_at)
+	if (now >= purge_at || purge_retention != bw_job_retention)
 	{
+		purge_retention = bw_job_retention;
 		purged = 0;
 		if (bw_job_retention >= 0)
 			(void) run_work(purge);

@@ -75,6 +75,7 @@ typedef struct Worker
 	SPIPlanPtr	call_revision;
 	MemoryContext claim_context;	/* reset with each claim */
 	bool		leave;			/* nothing is left to do for this process */
+	bool		found_nothing;	/* when it last looked for jobs */
 	int			limit;			/* jobs of the next claim */
 	int64		run_time;		/* recent mean of a job, microseconds */
 	uint64		claims;
@@ -413,6 +414,7 @@ claim_jobs(Job *jobs)
 	}
 	end_transaction();
 	MemoryContextSwitchTo(state.claim_context);
+	state.found_nothing = count == 0 && !state.leave;
 	return count;
 }
 
@@ -866,11 +868,13 @@ banked_webhooks_handler_main(Datum arg)
 												ALLOCSET_DEFAULT_SIZES);
 	main_loop();
 
-	/* Whoever takes its place finds what is left. */
 	LWLockAcquire(pool_state->lock, LW_EXCLUSIVE);
-	pool_state->entries[my_worker->entry].pending = true;
+	my_worker->idle = false;
 	my_worker->job_count = 0;
 	my_worker->ended = true;
 	LWLockRelease(pool_state->lock);
+	/* Another one looks for what this one may leave. */
+	if (!state.found_nothing)
+		pool_wake(my_worker->name, 1);
 	proc_exit(0);
 }
