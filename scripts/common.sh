@@ -34,7 +34,7 @@ as_owner()
 	local become=() keep=() name
 
 	[ "$(id -u)" -ne 0 ] || become=(runuser -u "$owner" --)
-	for name in TERM CC COPT PG_CONFIG PG_TEST_EXTRA PG_TEST_NOCLEAN PG_TEST_TIMEOUT_DEFAULT
+	for name in TERM BODIES BODIES_SEED CC COPT PG_CONFIG PG_TEST_EXTRA PG_TEST_NOCLEAN PG_TEST_TIMEOUT_DEFAULT
 	do
 		[ -z "${!name:-}" ] || keep+=("$name=${!name}")
 	done

@@ -40,6 +40,7 @@
 #include "watch.h"
 
 #define GENERATED_KEY_BYTES 32
+#define MIN_KEY_LENGTH 8
 #define MAX_KEY_LENGTH 1024
 
 PG_FUNCTION_INFO_V1(banked_webhooks_sign);
@@ -286,11 +287,11 @@ banked_webhooks_read_key_file(PG_FUNCTION_ARGS)
 		length--;
 	if (length > 0 && buffer[length - 1] == '\r')
 		length--;
-	if (length == 0 || length > MAX_KEY_LENGTH || memchr(buffer, '\0', length) != NULL)
+	if (length < MIN_KEY_LENGTH || length > MAX_KEY_LENGTH || memchr(buffer, '\0', length) != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("file \"%s\" does not hold a signing key", path),
-				 errdetail("A signing key is 1 to %d bytes of text.", MAX_KEY_LENGTH)));
+				 errdetail("A signing key is %d to %d bytes of text.", MIN_KEY_LENGTH, MAX_KEY_LENGTH)));
 	pg_verifymbstr(buffer, length, false);
 	result = cstring_to_text_with_len(buffer, length);
 	explicit_bzero(buffer, sizeof(buffer));

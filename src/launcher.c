@@ -279,7 +279,7 @@ note_end(ReceiverSlot *slot, Launch *launch)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (slot->parked_at != 0 || launch->stop_sent ||
+	if (slot->parked_at != 0 || slot->restarting || launch->stop_sent ||
 		TimestampDifferenceExceeds(launch->started_at, now, SETTLED_AFTER))
 	{
 		launch->failures = 0;
@@ -338,6 +338,7 @@ start_receiver(int index, ReceiverSlot *slot, Launch *launch)
 	if (registered)
 	{
 		slot->starting = true;
+		slot->restarting = false;
 		slot->parked_at = 0;
 		slot->park_reason = PARK_NONE;
 		reported_no_worker_slot = false;
@@ -434,8 +435,10 @@ banked_webhooks_launcher_main(Datum arg)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	pqsignal(SIGINT, SIG_IGN);	/* a cancel would end it, and with it all receivers */
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	SetConfigOption("application_name", MyBgworkerEntry->bgw_type, PGC_USERSET, PGC_S_OVERRIDE);
 
 	before_shmem_exit(launcher_exit, 0);
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);

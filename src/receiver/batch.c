@@ -9,8 +9,8 @@
  *
  * A 200 is durable.  synchronous_commit is forced to the server's value, at
  * least "local", after the last deferred trigger; a transaction that found
- * only repetitions takes an id, so that its commit waits for disk and standby
- * as the first one's did; and a wait for a standby that was cut short by a
+ * only repetitions takes an id and writes to the WAL, so that its commit waits
+ * for disk and standby as the first one's did; and a wait for a standby that was cut short by a
  * signal makes all its 200s 503s, since PostgreSQL reports such a commit as done.
  *
  * Users' triggers run in here.  They can raise, loop, wait, change settings,
@@ -25,7 +25,6 @@
 #include "commands/prepare.h"
 #include "miscadmin.h"
 #include "pgstat.h"
-#include "replication/syncrep.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/guc.h"
@@ -312,22 +311,22 @@ decide(Batch *batch, Delivery **deliveries, int count)
 static void
 commit(const Batch *batch, Delivery **deliveries, int count)
 {
-	bool		waits = commit_level > SYNCHRONOUS_COMMIT_LOCAL_FLUSH &&
-	SyncRepStandbyNames != NULL && SyncRepStandbyNames[0] != '\0';
+	bool		waits = commit_level > SYNCHRONOUS_COMMIT_LOCAL_FLUSH;
 	TimestampTz start = GetCurrentTimestamp();
 
 	for (int i = 0; i < count; i++)
 	{
 		if (answers_200(deliveries[i]))
 		{
-			(void) GetTopTransactionId();
+			event_store_make_durable();
 			break;
 		}
 	}
 	end_transaction();
 	COUNT(commit_time, GetCurrentTimestamp() - start);
 
-	if (waits && cancels != batch->signals_before)
+	/* ProcDiePending: PostgreSQL ends the wait by itself when the postmaster has died. */
+	if (waits && (cancels != batch->signals_before || ProcDiePending))
 	{
 		make_unavailable(deliveries, count);
 		log_failure(ERRCODE_QUERY_CANCELED, count);

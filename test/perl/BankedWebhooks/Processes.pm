@@ -1,7 +1,7 @@
 
 # Processes.pm
 #	  What the kernel says of processes: the time of the processor that they
-#	  took, their memory, their open descriptors.
+#	  took, and their memory.
 
 package BankedWebhooks::Processes;
 
@@ -11,24 +11,30 @@ use warnings;
 use Exporter 'import';
 use PostgreSQL::Test::Utils qw(slurp_file);
 use POSIX ();
-use Time::HiRes qw(time);
+use Time::HiRes qw(time usleep);
 
-our @EXPORT_OK = qw(processor_time share_of resident_size);
+our @EXPORT_OK = qw(idle processor_time resident_size share_of);
 
 my $ticks_per_second = POSIX::sysconf(POSIX::_SC_CLK_TCK());
 
-# Seconds of processor time that these processes have taken.
+# Seconds of processor time that these processes have taken: to the microsecond
+# where the kernel keeps such figures, else to the tick of its clock.
 sub processor_time
 {
 	my (@pids) = @_;
-	my $ticks = 0;
+	my $seconds = 0;
 
 	foreach my $pid (@pids)
 	{
+		if (open my $handle, '<', "/proc/$pid/schedstat")
+		{
+			$seconds += (split ' ', <$handle>)[0] / 1e9;
+			next;
+		}
 		my @fields = split ' ', (slurp_file("/proc/$pid/stat") =~ /\) (.*)/s)[0];
-		$ticks += $fields[11] + $fields[12];
+		$seconds += ($fields[11] + $fields[12]) / $ticks_per_second;
 	}
-	return $ticks / $ticks_per_second;
+	return $seconds;
 }
 
 # The share of one processor that they take while the code runs.
@@ -39,6 +45,19 @@ sub share_of
 
 	$code->();
 	return (processor_time(@pids) - $before) / (time - $start);
+}
+
+# Are they idle, soon?  Looks at several short stretches of time, one of which
+# must pass without a twentieth of it being used.
+sub idle
+{
+	my (@pids) = @_;
+
+	foreach (1 .. 40)
+	{
+		return 1 if share_of(sub { usleep 30_000 }, @pids) < 0.05;
+	}
+	return 0;
 }
 
 # Kilobytes.
