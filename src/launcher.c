@@ -246,7 +246,7 @@ database_is_held(Oid database)
 {
 	for (int i = 0; i < MAX_HOLDS; i++)
 	{
-		if (shared_state->holds[i].database == database)
+		if (shared_state->holds[i].database == database && !shared_state->holds[i].handlers_only)
 			return true;
 	}
 	return false;

@@ -27,6 +27,7 @@
 #include "catalog/pg_extension.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
+#include "commands/extension.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "tcop/utility.h"
@@ -160,7 +161,7 @@ database_is_served(Oid database)
 
 /* Takes a free hold on a served database; returns false when there is nothing to hold. */
 static bool
-take_hold(Oid database)
+take_hold(Oid database, bool handlers_only)
 {
 	if (!exit_callback_registered)
 	{
@@ -180,6 +181,7 @@ take_hold(Oid database)
 		{
 			my_hold->database = database;
 			my_hold->pid = MyProcPid;
+			my_hold->handlers_only = handlers_only;
 			counters_wake_launcher();
 		}
 	}
@@ -189,12 +191,12 @@ take_hold(Oid database)
 
 /* Keeps a database free of receivers until this transaction ends. */
 static void
-hold_database(Oid database)
+hold_database(Oid database, bool handlers_only)
 {
 	TimestampTz give_up;
 	bool		running;
 
-	if (!take_hold(database))
+	if (!take_hold(database, handlers_only))
 		return;
 
 	give_up = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), HOLD_TIMEOUT);
@@ -202,7 +204,7 @@ hold_database(Oid database)
 	for (;;)
 	{
 		LWLockAcquire(shared_state->lock, LW_SHARED);
-		running = database_has_receivers(database);
+		running = !handlers_only && database_has_receivers(database);
 		LWLockRelease(shared_state->lock);
 		running = running || pool_database_is_busy(database);
 		if (!running || GetCurrentTimestamp() >= give_up)
@@ -258,6 +260,29 @@ moves_tablespace(AlterDatabaseStmt *stmt)
 }
 
 /*
+ * Does the command drop our extension, by a user who may?  It takes locks that
+ * a handler's transaction would keep from it for as long as its function runs.
+ */
+static bool
+drops_extension(DropStmt *stmt)
+{
+	ListCell   *cell;
+
+	if (stmt->removeType != OBJECT_EXTENSION)
+		return false;
+	foreach(cell, stmt->objects)
+	{
+		Oid			extension;
+
+		if (strcmp(strVal(lfirst(cell)), "banked_webhooks") != 0)
+			continue;
+		extension = get_extension_oid("banked_webhooks", true);
+		return OidIsValid(extension) && pg_extension_ownercheck(extension, GetUserId());
+	}
+	return false;
+}
+
+/*
  * Takes a hold when the command needs a database without other sessions and
  * the user may run it: nobody can interrupt the service by commands that fail
  * for want of privilege.
@@ -286,6 +311,10 @@ hold_for_command(Node *command)
 			name = template_of(castNode(CreatedbStmt, command));
 			copies = true;
 			break;
+		case T_DropStmt:
+			if (drops_extension(castNode(DropStmt, command)))
+				hold_database(MyDatabaseId, true);
+			break;
 		default:
 			break;
 	}
@@ -297,7 +326,7 @@ hold_for_command(Node *command)
 		return;
 	if (pg_database_ownercheck(database, GetUserId()) ||
 		(copies && may_create_databases()))
-		hold_database(database);
+		hold_database(database, false);
 }
 
 /*

@@ -51,6 +51,18 @@ step_at(TimestampTz time)
 		next_step = time;
 }
 
+/* Is there a scheduler, or will there be one?  Caller holds shared_state->lock. */
+static bool
+database_is_served(Oid database)
+{
+	for (int i = 0; i < MAX_SLOTS; i++)
+	{
+		if (shared_state->slots[i].used && shared_state->slots[i].database == database)
+			return true;
+	}
+	return false;
+}
+
 /* May handlers of the database run?  Caller holds shared_state->lock. */
 static bool
 database_is_open(Oid database)
@@ -70,9 +82,9 @@ database_is_open(Oid database)
 	return false;
 }
 
-/* For each entry and each worker, whether its database is open. */
+/* What each entry and each worker must know of its database. */
 static void
-find_open_databases(bool *entries_open, bool *workers_open)
+find_databases(bool *entries_open, bool *workers_open, bool *workers_served)
 {
 	Oid			entry_databases[MAX_HANDLERS];
 	Oid			worker_databases[MAX_HANDLER_WORKERS];
@@ -88,7 +100,10 @@ find_open_databases(bool *entries_open, bool *workers_open)
 	for (int i = 0; i < MAX_HANDLERS; i++)
 		entries_open[i] = OidIsValid(entry_databases[i]) && database_is_open(entry_databases[i]);
 	for (int i = 0; i < MAX_HANDLER_WORKERS; i++)
+	{
 		workers_open[i] = OidIsValid(worker_databases[i]) && database_is_open(worker_databases[i]);
+		workers_served[i] = OidIsValid(worker_databases[i]) && database_is_served(worker_databases[i]);
+	}
 	LWLockRelease(shared_state->lock);
 }
 
@@ -171,7 +186,7 @@ is_running(const HandlerWorker *worker)
 
 /* Follows processes that ended, and ends those that have nothing to run any more. */
 static bool
-advance_workers(const bool *entries_open, const bool *workers_open)
+advance_workers(const bool *entries_open, const bool *workers_open, const bool *workers_served)
 {
 	bool		settle = false;
 
@@ -186,6 +201,9 @@ advance_workers(const bool *entries_open, const bool *workers_open)
 
 		if (has_ended(i))
 			settle |= note_end(i);
+		/* Nobody will settle its jobs; a scheduler that comes finds them in the table. */
+		if (worker->used && worker->left != LEFT_NOTHING && !workers_served[i])
+			worker->used = false;
 		if (!is_running(worker))
 			continue;
 		if (!workers_open[i] || (handles[i] == NULL && worker->pid != 0))
@@ -446,12 +464,13 @@ dispatcher_advance(void)
 {
 	bool		entries_open[MAX_HANDLERS];
 	bool		workers_open[MAX_HANDLER_WORKERS];
+	bool		workers_served[MAX_HANDLER_WORKERS];
 	bool		settle;
 
 	next_step = 0;
-	find_open_databases(entries_open, workers_open);
+	find_databases(entries_open, workers_open, workers_served);
 	LWLockAcquire(pool_state->lock, LW_EXCLUSIVE);
-	settle = advance_workers(entries_open, workers_open);
+	settle = advance_workers(entries_open, workers_open, workers_served);
 	advance_entries();
 	LWLockRelease(pool_state->lock);
 	if (settle)

@@ -862,6 +862,8 @@ banked_webhooks_handler_main(Datum arg)
 	BackgroundWorkerUnblockSignals();
 
 	attach(DatumGetInt32(arg));
+	/* unless its role has a setting of its own */
+	SetConfigOption("application_name", MyBgworkerEntry->bgw_type, PGC_USERSET, PGC_S_DYNAMIC_DEFAULT);
 	job_timer = RegisterTimeout(USER_TIMEOUT, handle_job_timer);
 	RegisterXactCallback(before_commit, NULL);
 	state.claim_context = AllocSetContextCreate(TopMemoryContext, "banked_webhooks jobs",

@@ -812,8 +812,6 @@ do_what_is_due(void)
 		send_paths();
 	if (my_slot->number == 0 && GetCurrentTimestamp() >= retry_time())
 		retry_quarantine();
-	if (my_slot->number == 0)
-		scheduler_run(receiver.generation);
 	if (GetCurrentTimestamp() >= rejection_log_due_at())
 		rejection_log_write();
 	if (GetCurrentTimestamp() >= receiver.stats_at)
@@ -925,6 +923,9 @@ main_loop(void)
 			return;
 		if (receiver.gateway.pid != 0)
 			flush_gateway();
+		/* Handlers come last: the gateway has its news by now. */
+		if (my_slot->number == 0)
+			scheduler_run(receiver.generation);
 
 		link_readable = wait_for_events(&waited);
 		CHECK_FOR_INTERRUPTS();
