@@ -67,6 +67,15 @@ refuse_null(FunctionCallInfo fcinfo, int argument, const char *name)
 				 errmsg("argument \"%s\" must not be null", name)));
 }
 
+static void
+refuse_empty(const char *value, const char *name)
+{
+	if (value != NULL && value[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must not be empty", name)));
+}
+
 /* A prepared key from an SQL argument; raises 22023 for an empty one. */
 static SignatureKey *
 key_from_text(text *key)
@@ -216,6 +225,8 @@ banked_webhooks_reprocess(PG_FUNCTION_ARGS)
 	char	   *event_type = PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2));
 
 	refuse_null(fcinfo, 0, "quarantine_id");
+	refuse_empty(event_id, "event_id");
+	refuse_empty(event_type, "event_type");
 	quarantine_id = PG_GETARG_INT64(0);
 	if (!event_store_read_quarantine(quarantine_id, false, &delivery))
 		ereport(ERROR,

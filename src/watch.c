@@ -214,15 +214,25 @@ hold_database(Oid database, bool handlers_only)
 	ConditionVariableCancelSleep();
 }
 
+/* May the user copy a database that he does not own?  As createdb() has it. */
 static bool
-may_create_databases(void)
+may_copy(Oid database)
 {
 	bool		result = false;
 	HeapTuple	tuple;
 
 	if (superuser())
 		return true;
+	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database));
+	if (HeapTupleIsValid(tuple))
+	{
+		result = ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+		ReleaseSysCache(tuple);
+	}
+	if (!result)
+		return false;
 	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	result = false;
 	if (HeapTupleIsValid(tuple))
 	{
 		result = ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
@@ -325,8 +335,13 @@ hold_for_command(Node *command)
 	if (!OidIsValid(database) || (database == MyDatabaseId && !copies))
 		return;
 	if (pg_database_ownercheck(database, GetUserId()) ||
+<<<<<<< HEAD
 		(copies && may_create_databases()))
 		hold_database(database, false);
+=======
+		(copies && may_copy(database)))
+		hold_database(database);
+>>>>>>> main
 }
 
 /*

@@ -396,7 +396,11 @@ attempt(Batch *batch, Step step, Delivery **deliveries, int count)
 	PG_TRY();
 	{
 		if (!batch->in_transaction)
+		{
+			/* A deferred trigger of the transaction before may have left settings. */
+			ResetAllOptions();
 			begin_transaction();
+		}
 		batch->in_transaction = false;
 		ResetTempTableNamespace();
 		set_lock_timeout(batch->lock_timeout);

@@ -32,6 +32,7 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/dependency.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
@@ -308,7 +309,7 @@ seq_sequence(void)
 				 errmsg("table \"banked.events\" does not exist"),
 				 errhint("Call banked.create_tables().")));
 	LockRelationOid(events, RowExclusiveLock);
-	if (events != known_events)
+	if (events != known_events || get_rel_relkind(known_sequence) != RELKIND_SEQUENCE)
 	{
 		known_sequence = getIdentitySequence(events, get_attnum(events, "seq"), false);
 		known_events = events;
@@ -484,7 +485,17 @@ set_for_statement(const char *name, const char *value)
 	(void) set_config_option(name, value, PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 }
 
-/* Looks up the stored rows of each delivery's identity: an array of lists, palloc'ed. */
+static bool
+same_identity(const Delivery *a, const Delivery *b)
+{
+	return strcmp(a->event_id, b->event_id) == 0 && strcmp(a->event_type, b->event_type) == 0;
+}
+
+/*
+ * Looks up the stored rows of the identities of deliveries that are sorted by
+ * identity: an array of lists, palloc'ed, with the list of an identity at its
+ * first delivery.
+ */
 static StoredRow **
 find_rows(Delivery **deliveries, int count)
 {
@@ -497,6 +508,8 @@ find_rows(Delivery **deliveries, int count)
 		Datum		values[3];
 		bool		nulls[3] = {0};
 
+		if (i > 0 && same_identity(deliveries[i - 1], deliveries[i]))
+			continue;
 		values[0] = Int32GetDatum(i);
 		values[1] = CStringGetTextDatum(deliveries[i]->event_id);
 		values[2] = CStringGetTextDatum(deliveries[i]->event_type);
@@ -598,43 +611,52 @@ try_revision(Delivery *delivery, int revision, Outcome kind)
 	return was_returned(rows, returned, delivery);
 }
 
+/* What a delivery looks like as a stored row. */
+static StoredRow *
+stored_row_from_delivery(const Delivery *delivery, int revision, StoredRow *next)
+{
+	StoredRow  *stored = palloc0(sizeof(StoredRow));
+
+	stored->revision = revision;
+	memcpy(stored->body_sha256, delivery->body_sha256, SIGNATURE_SIZE);
+	memcpy(stored->signature, delivery->signature, SIGNATURE_SIZE);
+	stored->received_at = delivery->received_at;
+	stored->seq = delivery->seq;
+	stored->next = next;
+	return stored;
+}
+
 /*
  * Decides about a delivery of a known identity and stores a revision if it is
  * one.  Another session may take the revision's number, or store the same
- * bytes, meanwhile: look again then.
+ * bytes, meanwhile: look again then.  Returns the rows of the identity as they
+ * are afterwards.
  */
-static void
+static StoredRow *
 resolve_known(Delivery *delivery, StoredRow *rows)
 {
-	for (int attempt = 0; attempt < REVISION_ATTEMPTS; attempt++)
+	for (int attempt = 0; rows != NULL && attempt < REVISION_ATTEMPTS; attempt++)
 	{
 		Outcome		outcome = classify(delivery, rows);
-		int			revision = 0;
+		int			revision = 1;
 
 		if (outcome == OUTCOME_REPETITION)
 		{
 			delivery->outcome = outcome;
-			return;
+			return rows;
 		}
 		for (StoredRow *row = rows; row != NULL; row = row->next)
-			revision = Max(revision, row->revision);
-		if (try_revision(delivery, revision + 1, outcome))
+			revision = Max(revision, row->revision + 1);
+		if (try_revision(delivery, revision, outcome))
 		{
 			delivery->outcome = outcome;
-			return;
+			return stored_row_from_delivery(delivery, revision, rows);
 		}
 		rows = find_rows(&delivery, 1)[0];
-		if (rows == NULL)
-			break;
 	}
 	delivery_to_quarantine(delivery, QUARANTINE_TRIGGER_SUPPRESSED, 0,
 						   "the revision was not inserted, and no error was raised");
-}
-
-static bool
-same_identity(const Delivery *a, const Delivery *b)
-{
-	return strcmp(a->event_id, b->event_id) == 0 && strcmp(a->event_type, b->event_type) == 0;
+	return rows;
 }
 
 /*
@@ -644,19 +666,16 @@ same_identity(const Delivery *a, const Delivery *b)
 static int
 resolve_all(Delivery **deliveries, int count)
 {
-	StoredRow **rows = find_rows(deliveries, count);
+	StoredRow **found = find_rows(deliveries, count);
+	StoredRow  *rows = NULL;
 	int			unknown = 0;
 
 	for (int i = 0; i < count; i++)
 	{
-		/* The one before may just have become a revision of the same event. */
-		if (i > 0 && same_identity(deliveries[i - 1], deliveries[i]) &&
-			deliveries[i - 1]->outcome != OUTCOME_REPETITION &&
-			deliveries[i - 1]->outcome != OUTCOME_PENDING)
-			rows[i] = find_rows(&deliveries[i], 1)[0];
-
-		if (rows[i] != NULL)
-			resolve_known(deliveries[i], rows[i]);
+		if (i == 0 || !same_identity(deliveries[i - 1], deliveries[i]))
+			rows = found[i];
+		if (rows != NULL)
+			rows = resolve_known(deliveries[i], rows);
 	}
 	for (int i = 0; i < count; i++)
 	{
@@ -846,7 +865,7 @@ event_store_write_known(Delivery *delivery)
 	statements_become_worker(&before);
 	rows = find_rows(&delivery, 1)[0];
 	if (rows != NULL)
-		resolve_known(delivery, rows);
+		(void) resolve_known(delivery, rows);
 	run_deferred_triggers();
 	statements_restore(&before);
 	enqueue_jobs(&delivery, 1);

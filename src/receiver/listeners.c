@@ -107,7 +107,8 @@ claim_ports(const Listeners *listeners, int *port)
 
 	for (int i = 0; i < count && !OidIsValid(owner); i++)
 	{
-		if (addresses_overlap(claims[i].addresses, listeners->addresses))
+		/* Shared sockets would not even notice that two names stand for one address. */
+		if (listeners->shared || addresses_overlap(claims[i].addresses, listeners->addresses))
 		{
 			owner = claims[i].database;
 			*port = claims[i].port;
@@ -297,6 +298,21 @@ listeners_close(Listeners *listeners)
 		close(listeners->fds[i]);
 	listeners->count = 0;
 	release_ports();
+}
+
+bool
+listeners_are_listening(const Listeners *listeners)
+{
+	for (int i = 0; i < listeners->count; i++)
+	{
+		int			listening = 0;
+		socklen_t	length = sizeof(listening);
+
+		if (getsockopt(listeners->fds[i], SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) < 0 ||
+			!listening)
+			return false;
+	}
+	return true;
 }
 
 bool

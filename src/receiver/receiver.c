@@ -344,6 +344,13 @@ replace_gateway(const char *reason)
 					(int) pid, reason != NULL ? reason : end)));
 
 	schedule_gateway(settled, was_ready);
+
+	/* It shared the sockets, and may have been made to shut them down. */
+	if (!listeners_are_listening(&receiver.listeners))
+	{
+		listeners_close(&receiver.listeners);
+		receiver.listen_at = 0;
+	}
 }
 
 static ConfigFrame
@@ -543,6 +550,7 @@ take_frames(int *delivery_count)
 			case FRAME_MALFORMED:
 				return false;
 			case FRAME_COMPLETE:
+				receiver.gateway.ping_outstanding = false;
 				if (!take_frame(&frame, delivery_count, &bytes, now))
 					return false;
 				break;
@@ -630,7 +638,6 @@ serve_gateway(void)
 	if (io == FRAME_IO_OK)
 	{
 		gateway->heard_at = GetCurrentTimestamp();
-		gateway->ping_outstanding = false;
 	}
 	do
 	{
@@ -753,7 +760,7 @@ drain(void)
 		/* What it sends now gets no answer of ours: it answers 503 itself. */
 		do
 			n = recv(gateway->link, discarded, sizeof(discarded), 0);
-		while (n > 0);
+		while (n > 0 && GetCurrentTimestamp() < until);
 		if (n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
 			break;
 	}
@@ -866,8 +873,8 @@ make_wait_set(void)
 }
 
 /*
- * Waits for latch, link and timers.  Returns whether the link can be read; when
- * not, *waited says for how many microseconds.
+ * Waits for latch, link and timers.  Returns whether the link can be read;
+ * *waited says how many microseconds that took.
  */
 static bool
 wait_for_events(int64 *waited)
@@ -904,8 +911,6 @@ wait_for_events(int64 *waited)
 		if (events[i].events & WL_SOCKET_READABLE)
 			link_readable = true;
 	}
-	if (link_readable)
-		*waited = 0;
 	return link_readable;
 }
 

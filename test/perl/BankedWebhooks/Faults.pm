@@ -392,7 +392,7 @@ $faults{wal_full} = {
 		# Segments that are kept for reuse are used up first.
 		wait_until(
 			sub {
-				$node->psql('postgres', 'select pg_switch_wal()');
+				eval { $node->psql('postgres', 'select pg_switch_wal()') };
 				$soak->service->log_since($mark) =~ /PANIC:/;
 			},
 			15) or $soak->violation('no PANIC');
@@ -440,6 +440,7 @@ sub prepare_pair
 	$soak->{main_state} = [ @$soak{qw(rows log_mark processes)} ];
 	my $primary = $soak->begin_service(init => { allows_streaming => 1 }, conf => "max_worker_processes = 16\n");
 	my $standby = $primary->new_standby('standby' . $soak->{services});
+	$standby->{receivers} = $primary->{receivers};
 	$standby->node->start;
 	$primary->node->append_conf('postgresql.conf', "synchronous_standby_names = '*'\n");
 	$primary->node->reload;

@@ -66,14 +66,16 @@ sub new
 	return $self;
 }
 
-# A new server with an endpoint and no history.
+# A new server with an endpoint and no history; one receiver and two take turns.
 sub begin_service
 {
 	my ($self, %options) = @_;
+	my $receivers = 1 + ++$self->{services} % 2;
 	my $service = BankedWebhooks->new(
-		name => 'soak' . ++$self->{services},
-		conf => $conf . ($options{conf} // ''),
+		name => "soak$self->{services}",
+		conf => $conf . "banked_webhooks.receivers = $receivers\n" . ($options{conf} // ''),
 		init => $options{init} // {});
+	$service->{receivers} = $receivers;
 	$service->register('/hook');
 	$self->adopt($service);
 	return $service;
@@ -144,8 +146,12 @@ sub cycle
 		1;
 	};
 	$self->{load} = undef;
-	die $@ if !$done && $@ =~ /^interrupted|^a cycle ran longer/;
-	$self->violation("died: $@") unless $done;
+	unless ($done)
+	{
+		die $@ if $@ =~ /^interrupted|^a cycle ran longer/;
+		$self->violation("died: $@");
+		eval { $fault->{repair}->($self) } if $fault->{repair};
+	}
 	my $wrong = @{ $self->{violations} } - $violations;
 	$self->{say}->(
 		sprintf '%4d %-26s %6d acknowledged, %5d refused, %5d broken, back after %.2f s, took %.1f s%s',
@@ -291,8 +297,8 @@ sub judge_processes
 	my @receivers = $service->pids('receiver');
 	my @gateways = $service->pids('gateway');
 
-	$self->violation(@receivers . ' receivers and ' . @gateways . ' gateways where one of each was expected')
-	  if @receivers != 1 || @gateways != 1;
+	$self->violation(@receivers . ' receivers and ' . @gateways . " gateways where $service->{receivers} of each were expected")
+	  if @receivers != $service->{receivers} || @gateways != $service->{receivers};
 	my $sockets;
 	wait_until(sub { ($sockets = open_sockets($service->port)) == 0 }, $gone_within)
 	  or $self->violation("$sockets connections are open that no client holds");
