@@ -335,13 +335,8 @@ hold_for_command(Node *command)
 	if (!OidIsValid(database) || (database == MyDatabaseId && !copies))
 		return;
 	if (pg_database_ownercheck(database, GetUserId()) ||
-<<<<<<< HEAD
-		(copies && may_create_databases()))
-		hold_database(database, false);
-=======
 		(copies && may_copy(database)))
-		hold_database(database);
->>>>>>> main
+		hold_database(database, false);
 }
 
 /*
