@@ -52,7 +52,7 @@ OBJS = \
 	src/banked_webhooks.o src/counters.o src/frame.o src/functions.o src/launcher.o src/settings.o \
 	src/signature.o src/stats.o src/watch.o \
 	src/handlers/control.o src/handlers/dispatcher.o src/handlers/handler_cache.o src/handlers/job_queue.o \
-	src/handlers/pool.o src/handlers/scheduler.o src/handlers/worker.o \
+	src/handlers/pool.o src/handlers/runner.o src/handlers/scheduler.o src/handlers/worker.o \
 	src/receiver/batch.o src/receiver/delivery.o src/receiver/direct.o src/receiver/endpoint_cache.o \
 	src/receiver/event_store.o src/receiver/examine.o src/receiver/failure.o src/receiver/gateway_process.o \
 	src/receiver/listeners.o src/receiver/notify.o src/receiver/payload.o src/receiver/payload_limits.o src/receiver/receiver.o \

@@ -32,7 +32,7 @@
 #include "settings.h"
 
 /* Milliseconds. */
-#define FIRST_RESTART_DELAY 250 /* for workers that end before they had a job */
+#define FIRST_RESTART_DELAY 250 /* for workers that end as soon as they have begun */
 #define LAST_RESTART_DELAY 30000
 #define LONG_RUN 1000			/* a worker that ran so long makes room for a handler without one */
 #define START_TIMEOUT 5000		/* for a worker that an earlier launcher asked for */
@@ -114,6 +114,8 @@ note_end(int index)
 	HandlerWorker *worker = &pool_state->workers[index];
 	HandlerEntry *entry = &pool_state->entries[worker->entry];
 	bool		left_jobs = worker->job_count > 0;
+	bool		was_useful = worker->ended &&
+	(worker->yield || TimestampDifferenceExceeds(worker->started_at, GetCurrentTimestamp(), FIRST_RESTART_DELAY));
 
 	if (handles[index] != NULL)
 		pfree(handles[index]);
@@ -123,7 +125,7 @@ note_end(int index)
 	worker->starting = false;
 	worker->idle = false;
 
-	if (worker->ended || worker->stopped || left_jobs)
+	if (was_useful || worker->stopped || left_jobs)
 		entry->failures = 0;
 	else
 	{

@@ -18,13 +18,14 @@
  */
 #include "postgres.h"
 
-#include "catalog/pg_collation.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/json.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
@@ -131,6 +132,27 @@ static Statement release = {
 	.nargs = 2,
 	.argtypes = {INT8OID, INT4OID}
 };
+
+void
+job_queue_begin(bool own)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	XactIsoLevel = XACT_READ_COMMITTED;
+	XactReadOnly = false;
+	XactDeferrable = false;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (own)
+		(void) set_config_option("synchronous_commit", "local", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
+}
+
+void
+job_queue_commit(void)
+{
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+}
 
 static void
 set_for_statement(const char *name, const char *value)
@@ -287,7 +309,7 @@ compare_jobs(const void *a, const void *b)
 }
 
 int
-job_queue_claim(const Handler *handler, int limit, Job *jobs)
+job_queue_claim(const Handler *handler, TimestampTz now, int limit, Job *jobs)
 {
 	MemoryContext context = CurrentMemoryContext;
 	Datum		values[3];
@@ -296,7 +318,7 @@ job_queue_claim(const Handler *handler, int limit, Job *jobs)
 
 	begin_statement(&before);
 	values[0] = CStringGetTextDatum(handler->name);
-	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
+	values[1] = TimestampTzGetDatum(now);
 	values[2] = Int32GetDatum(limit);
 	(void) statements_run(handler->ordered ? &claim_ordered : &claim, values, NULL, 0);
 	count = (int) SPI_processed;
@@ -321,7 +343,7 @@ job_queue_claim(const Handler *handler, int limit, Job *jobs)
 }
 
 TimestampTz
-job_queue_next_due(const char *handler)
+job_queue_next_due(const char *handler, TimestampTz now)
 {
 	Datum		values[2];
 	Identity	before;
@@ -330,7 +352,7 @@ job_queue_next_due(const char *handler)
 
 	begin_statement(&before);
 	values[0] = CStringGetTextDatum(handler);
-	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
+	values[1] = TimestampTzGetDatum(now);
 	(void) statements_run(&next_due, values, NULL, 0);
 	due_at = DatumGetTimestampTz(get_column(0, 1, &isnull));
 	if (isnull)

@@ -2,8 +2,8 @@
  * job_queue.h
  *	  The table banked.jobs: what may happen to a job.
  *
- * Every function here works in the caller's transaction and rises to the
- * owner of the extension for its own statement alone.
+ * Every statement here works in the caller's transaction, and rises to the
+ * owner of the extension for itself alone.
  */
 #ifndef BW_JOB_QUEUE_H
 #define BW_JOB_QUEUE_H
@@ -33,19 +33,30 @@ typedef struct JobFailure
 } JobFailure;
 
 /*
+ * Begins a transaction of a worker: read committed and read-write, whatever
+ * the session's defaults are.  One that only the queue is concerned by, its own,
+ * waits for no standby.
+ */
+extern void job_queue_begin(bool own);
+extern void job_queue_commit(void);
+
+/*
  * Makes the jobs of deliveries that have just become rows, and has their
  * handlers woken when the transaction commits.
  */
 extern void job_queue_enqueue(Delivery **deliveries, int count);
 
 /*
- * Takes up to limit jobs that are due, palloc'ed in CurrentMemoryContext;
+ * Takes up to limit jobs that are due by now, palloc'ed in CurrentMemoryContext;
  * returns their number.  A job that must be alone comes only to a limit of 1.
  */
-extern int	job_queue_claim(const Handler *handler, int limit, Job *jobs);
+extern int	job_queue_claim(const Handler *handler, TimestampTz now, int limit, Job *jobs);
 
-/* When the next job that waits will be due; DT_NOEND when none does. */
-extern TimestampTz job_queue_next_due(const char *handler);
+/*
+ * When the first job that was not due by now will be; DT_NOEND when there is
+ * none.  With the time of a claim that found nothing, no job is between the two.
+ */
+extern TimestampTz job_queue_next_due(const char *handler, TimestampTz now);
 
 /* The job is done.  Raises 55000 when it is not this attempt's any more. */
 extern void job_queue_finish(int64 job_id, int attempt);

@@ -168,8 +168,8 @@ ok_state('c1', 'done', 'retry() by SQLSTATE');
 
 # Two handlers that lock in opposite order.
 shop(q{create table shop.accounts (id int primary key, n int default 0); insert into shop.accounts values (1), (2)});
-handler(left => q{ update shop.accounts set n = n + 1 where id = 1; perform pg_sleep(0.05); update shop.accounts set n = n + 1 where id = 2; }, q{backoff => '5 ms'});
-handler(right => q{ update shop.accounts set n = n + 1 where id = 2; perform pg_sleep(0.05); update shop.accounts set n = n + 1 where id = 1; }, q{backoff => '5 ms'});
+handler(left => q{ update shop.accounts set n = n + 1 where id = 1; perform pg_sleep(0.05); update shop.accounts set n = n + 1 where id = 2; }, q{backoff => '5 ms', max_attempts => 100});
+handler(right => q{ update shop.accounts set n = n + 1 where id = 2; perform pg_sleep(0.05); update shop.accounts set n = n + 1 where id = 1; }, q{backoff => '5 ms', max_attempts => 100});
 foreach my $i (1 .. 5) { deliver("left$i", 'left'); deliver("right$i", 'right'); }
 ok_until(sub { $service->sql(q(select count(*) from banked.jobs where handler in ('left', 'right') and state = 'done')) == 10 }, 'handlers that deadlock get through', 20);
 is($service->sql(q(select string_agg(n::text, ' ') from shop.accounts)), '10 10', 'each exactly once');
