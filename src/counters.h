@@ -62,7 +62,8 @@ typedef struct Counters
 	pg_atomic_uint64 batches;
 	pg_atomic_uint64 batched;	/* deliveries in those batches */
 	pg_atomic_uint64 bytes;		/* of bodies in those batches */
-	pg_atomic_uint64 commit_time;	/* microseconds spent in commits of batches */
+	pg_atomic_uint64 commits;	/* of batches, their parts and later attempts */
+	pg_atomic_uint64 commit_time;	/* microseconds spent in those */
 	pg_atomic_uint64 store_time;	/* microseconds from a batch's start to its last commit */
 	pg_atomic_uint64 gateway_restarts;
 	pg_atomic_uint64 notifications;
@@ -95,7 +96,7 @@ typedef struct ReceiverSlot
 	char		addresses[256]; /* the setting that the ports were claimed with */
 
 	uint64		parked_at;		/* generation that the receiver gave up at */
-	ParkReason	park_reason;
+	ParkReason	park_reason;	/* why, for stats() */
 
 	Counters	counters;
 } ReceiverSlot;
@@ -111,7 +112,6 @@ typedef struct DatabaseHold
 typedef struct SharedState
 {
 	LWLock	   *lock;
-	pid_t		launcher_pid;
 	Latch	   *launcher_latch; /* null when no launcher runs */
 	ConditionVariable receiver_gone;	/* broadcast when a receiver has really ended */
 

@@ -99,7 +99,6 @@ launcher_exit(int code, Datum arg)
 	}
 	dispatcher_exit();
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	shared_state->launcher_pid = 0;
 	shared_state->launcher_latch = NULL;
 	LWLockRelease(shared_state->lock);
 }
@@ -442,7 +441,6 @@ banked_webhooks_launcher_main(Datum arg)
 
 	before_shmem_exit(launcher_exit, 0);
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	shared_state->launcher_pid = MyProcPid;
 	shared_state->launcher_latch = MyLatch;
 	LWLockRelease(shared_state->lock);
 

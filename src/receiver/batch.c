@@ -323,6 +323,7 @@ commit(const Batch *batch, Delivery **deliveries, int count)
 		}
 	}
 	end_transaction();
+	COUNT(commits, 1);
 	COUNT(commit_time, GetCurrentTimestamp() - start);
 
 	/* ProcDiePending: PostgreSQL ends the wait by itself when the postmaster has died. */
@@ -695,7 +696,7 @@ batch_store(Delivery *deliveries, int count, BatchDecided decided)
 	count_outcomes(deliveries, count);
 }
 
-void
+bool
 batch_retry(int64 quarantine_id)
 {
 	MemoryContext context = CurrentMemoryContext;
@@ -746,6 +747,7 @@ batch_retry(int64 quarantine_id)
 		store_alone(&batch, delivery);
 		COUNT(outcomes[delivery->outcome], 1);
 	}
+	return found && delivery->outcome != OUTCOME_UNAVAILABLE;
 }
 
 bool

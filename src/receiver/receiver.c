@@ -20,6 +20,8 @@
  */
 #include "postgres.h"
 
+#include <malloc.h>
+
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
@@ -63,6 +65,9 @@
 
 /* An arrival that the gateway reports is believed when it is no older than this. */
 #define MAX_ARRIVAL_AGE (60 * USECS_PER_SEC)
+
+/* Free memory that malloc may keep, in bytes. */
+#define MALLOC_KEEP (16 * 1024 * 1024)
 
 /* Buffers that grew beyond this are given back when they are empty. */
 #define KEEP_BUFFER (1024 * 1024)
@@ -692,6 +697,7 @@ static void
 retry_quarantine(void)
 {
 	TimestampTz start = GetCurrentTimestamp();
+	bool		tried;
 
 	if (!batch_run(find_due_retry, LOOK_LOCK_TIMEOUT))
 	{
@@ -702,7 +708,7 @@ retry_quarantine(void)
 		return;
 
 	pgstat_report_activity(STATE_RUNNING, "trying quarantined webhooks again");
-	batch_retry(due_retry);
+	tried = batch_retry(due_retry);
 	MemoryContextSwitchTo(receiver.turn_context);
 	notify_send_collected();
 	batch_clean_session();
@@ -710,7 +716,7 @@ retry_quarantine(void)
 	pgstat_report_activity(STATE_IDLE, NULL);
 
 	/* Deliveries come first: most of the time is theirs. */
-	receiver.retry_at = 0;
+	receiver.retry_at = tried ? 0 : in_milliseconds(LOOK_RETRY);
 	receiver.retry_not_before = GetCurrentTimestamp() +
 		RETRY_SHARE * (GetCurrentTimestamp() - start);
 }
@@ -944,6 +950,11 @@ main_loop(void)
 void
 banked_webhooks_receiver_main(Datum arg)
 {
+	/* A batch takes and gives back some megabytes: not from and to the system each time. */
+	(void) mallopt(M_TRIM_THRESHOLD, MALLOC_KEEP);
+	(void) mallopt(M_MMAP_THRESHOLD, MALLOC_KEEP);
+	(void) mallopt(M_TOP_PAD, 1024 * 1024);
+
 	batch_init();
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGPIPE, SIG_IGN);
