@@ -197,6 +197,29 @@ $service->sql('select banked.resume()');
 ok_all_done(patient => 2);
 is($service->sql(q(select max(attempts) from banked.jobs where handler = 'patient')), 1, 'which does not count');
 
+# The launcher is replaced: its workers end with it, and that does not count.
+deliver('patient-3', 'patient');
+ok_until(sub { count_jobs(patient => 'running') == 1 }, 'a job runs');
+my ($launcher) = $service->pids('launcher');
+$service->sql("select pg_terminate_backend($launcher)");
+ok_all_done(patient => 3);
+is($service->sql(q(select max(attempts) from banked.jobs where handler = 'patient')), 1, 'the end of the launcher does not count');
+
+# One worker for all handlers: they take turns.
+$service->sql(q(alter system set banked_webhooks.handler_workers = 1));
+$node->reload;
+handler(much => 0.3);
+handler(little => 0);
+deliver_many(much => 8);
+deliver_many(little => 2);
+ok_all_done(much => 8, 30);
+ok_all_done(little => 2);
+is($service->sql(q(select (select min(began) from shop.log where handler = 'little') < (select max(began) from shop.log where handler = 'much'))), 't',
+	'handler_workers = 1: a long queue does not keep the worker');
+cmp_ok(scalar(() = $service->pids('handler')), '<=', 1, 'there is one worker');
+$service->sql(q(alter system reset banked_webhooks.handler_workers));
+$node->reload;
+
 # Commands that need the database for themselves.
 $service->sql('create database elsewhere');
 is($service->sql('create database copy template postgres; drop database copy', 'elsewhere') // '', '', 'CREATE DATABASE ... TEMPLATE works beside workers');
