@@ -2,6 +2,7 @@
 #
 #   make                     build, against PostgreSQL 15 (PG_CONFIG=... for a particular one)
 #   make install             install both; DESTDIR=... to stage
+#   make bench               speed and memory beside other receivers; BENCH_SECONDS=4, ... (see bench/run)
 #   make bench-handlers      jobs a second beside graphile-worker; BENCH_JOBS=10000, ... (see bench/handlers/run)
 #   make demo, demo-stop     a private server with everything in it, shown at work
 #   make fuzz                feeds everything that reads what others send; FUZZ_SECONDS=60
@@ -14,7 +15,10 @@
 
 .DEFAULT_GOAL := all
 
-.PHONY: bench-handlers demo demo-stop fuzz soak test test-unit test-regress test-isolation test-tap
+.PHONY: bench bench-handlers demo demo-stop fuzz soak test test-unit test-regress test-isolation test-tap
+
+bench:
+	@bench/run
 
 bench-handlers:
 	@bench/handlers/run
@@ -37,7 +41,7 @@ test:
 test-unit test-regress test-isolation test-tap:
 	@scripts/test $(@:test-%=%)
 
-STANDALONE_GOALS = bench-handlers demo demo-stop fuzz soak test test-unit test-regress test-isolation test-tap
+STANDALONE_GOALS = bench bench-handlers demo demo-stop fuzz soak test test-unit test-regress test-isolation test-tap
 
 ifneq ($(filter-out $(STANDALONE_GOALS),$(or $(MAKECMDGOALS),all)),)
 

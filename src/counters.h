@@ -7,12 +7,14 @@
  * slot outlive its receiver, so that a restart loses no figures.
  *
  * Locking: every plain field of SharedState and of its slots is read and
- * written under SharedState.lock, with three exceptions: the counters, which
- * are atomics with one writer (the slot's receiver); generation, an atomic
- * that anybody may increase; and parked_at while a receiver decides about
- * itself (it holds the lock when it writes).  Nothing is done under the lock
- * that can wait or fail.  Only plain data, latches, locks and atomics are
- * here: no pointer to anything outside shared memory.
+ * written under SharedState.lock.  One exception: a slot's own receiver reads
+ * number, role and database without it.  Number and database stay as they are
+ * while it runs; role is a single word, and only another one when the role was
+ * made anew.  Not under the lock are the counters, which are atomics with one
+ * writer (the slot's receiver), and generation, an atomic that anybody may
+ * increase.  Nothing is done under the lock that can wait or fail.  Only plain
+ * data, latches, locks and atomics are here: no pointer to anything outside
+ * shared memory.
  */
 #ifndef BW_COUNTERS_H
 #define BW_COUNTERS_H

@@ -403,9 +403,9 @@ attempt(Batch *batch, Step step, Delivery **deliveries, int count)
 			begin_transaction();
 		}
 		batch->in_transaction = false;
-		ResetTempTableNamespace();
 		set_lock_timeout(batch->lock_timeout);
 		start_store_timer(batch->timeout);
+		ResetTempTableNamespace();
 		take_step(step, deliveries, count);
 		MemoryContextSwitchTo(context);
 		commit(batch, deliveries, count);

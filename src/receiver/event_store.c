@@ -52,9 +52,6 @@
 #include "handlers/job_queue.h"
 #include "statements.h"
 
-/* How often a revision is tried while other sessions take its number. */
-#define REVISION_ATTEMPTS 5
-
 /* Memory that a tuplestore may take before it goes to disk: a batch is bounded elsewhere. */
 #define STORE_MEMORY_KB (1024 * 1024)
 
@@ -637,10 +634,11 @@ static StoredRow *
 resolve_known(Delivery *delivery, StoredRow *rows)
 {
 	const StoredRow *newest = newest_of_identity(delivery, rows);
+	int			tried = 0;
 
 	if (newest == NULL)
 		return rows;
-	for (int attempt = 0; newest != NULL && attempt < REVISION_ATTEMPTS; attempt++)
+	while (newest != NULL)
 	{
 		Outcome		outcome = classify(delivery, rows, newest);
 		int			revision = next_revision(delivery, rows);
@@ -650,6 +648,10 @@ resolve_known(Delivery *delivery, StoredRow *rows)
 			delivery->outcome = outcome;
 			return rows;
 		}
+		/* Nobody has taken the number, and yet there is no row: a trigger's doing. */
+		if (revision == tried)
+			break;
+		tried = revision;
 		if (try_revision(delivery, revision, outcome))
 		{
 			delivery->outcome = outcome;
