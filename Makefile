@@ -3,6 +3,7 @@
 #   make                     build, against PostgreSQL 15 (PG_CONFIG=... for a particular one)
 #   make install             install both; DESTDIR=... to stage
 #   make bench               speed and memory beside other receivers; BENCH_SECONDS=4, ... (see bench/run)
+#   make bench-handlers      jobs a second beside graphile-worker; BENCH_JOBS=10000, ... (see bench/handlers/run)
 #   make demo, demo-stop     a private server with everything in it, shown at work
 #   make fuzz                feeds everything that reads what others send; FUZZ_SECONDS=60
 #   make test                every test, on private servers; TESTS="..." for some of them
@@ -14,10 +15,13 @@
 
 .DEFAULT_GOAL := all
 
-.PHONY: bench demo demo-stop fuzz soak test test-unit test-regress test-isolation test-tap
+.PHONY: bench bench-handlers demo demo-stop fuzz soak test test-unit test-regress test-isolation test-tap
 
 bench:
 	@bench/run
+
+bench-handlers:
+	@bench/handlers/run
 
 demo:
 	@scripts/demo
@@ -37,7 +41,7 @@ test:
 test-unit test-regress test-isolation test-tap:
 	@scripts/test $(@:test-%=%)
 
-STANDALONE_GOALS = bench demo demo-stop fuzz soak test test-unit test-regress test-isolation test-tap
+STANDALONE_GOALS = bench bench-handlers demo demo-stop fuzz soak test test-unit test-regress test-isolation test-tap
 
 ifneq ($(filter-out $(STANDALONE_GOALS),$(or $(MAKECMDGOALS),all)),)
 
@@ -51,6 +55,8 @@ MODULE_big = banked_webhooks
 OBJS = \
 	src/banked_webhooks.o src/counters.o src/frame.o src/functions.o src/launcher.o src/settings.o \
 	src/signature.o src/stats.o src/watch.o \
+	src/handlers/control.o src/handlers/dispatcher.o src/handlers/handler_cache.o src/handlers/job_queue.o \
+	src/handlers/pool.o src/handlers/runner.o src/handlers/scheduler.o src/handlers/worker.o \
 	src/receiver/batch.o src/receiver/delivery.o src/receiver/direct.o src/receiver/endpoint_cache.o \
 	src/receiver/event_store.o src/receiver/examine.o src/receiver/failure.o src/receiver/gateway_process.o \
 	src/receiver/listeners.o src/receiver/notify.o src/receiver/payload.o src/receiver/payload_limits.o src/receiver/receiver.o \

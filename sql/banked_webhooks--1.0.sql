@@ -186,12 +186,15 @@ COMMENT ON COLUMN banked.key_secrets.secret IS 'the key as the byte string that 
 CREATE TABLE banked.service_state (
 	singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
 	paused boolean NOT NULL,
+	restored boolean NOT NULL DEFAULT false,
 	floor_seq bigint NOT NULL DEFAULT 0,
 	changed_at timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE banked.service_state IS 'one row: whether this database receives webhooks';
 COMMENT ON COLUMN banked.service_state.singleton IS 'always true: there is one row';
 COMMENT ON COLUMN banked.service_state.paused IS 'no receiver runs until resume()';
+COMMENT ON COLUMN banked.service_state.restored IS
+	'the tables come from a dump, and nobody has called resume() yet: handlers will be paused then';
 COMMENT ON COLUMN banked.service_state.floor_seq IS
 	'all rows of the history up to this seq are final, whatever their stored_by says: it may come from another cluster';
 COMMENT ON COLUMN banked.service_state.changed_at IS 'when pause() or resume() last changed it';
@@ -201,7 +204,8 @@ RETURNS text[]
 LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
 	SELECT ARRAY['endpoints', 'signing_keys', 'events', 'event_revisions',
-				 'quarantine', 'rejections', 'audit_log'];
+				 'quarantine', 'rejections', 'audit_log',
+				 'handlers', 'jobs', 'job_attempts'];
 END;
 COMMENT ON FUNCTION banked._table_names() IS 'the tables that create_tables() makes';
 
@@ -209,7 +213,8 @@ CREATE FUNCTION banked._relation_names()
 RETURNS text[]
 LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
-	SELECT banked._table_names() || ARRAY['events_seq_seq', 'quarantine_quarantine_id_seq', 'history'];
+	SELECT banked._table_names() || ARRAY['events_seq_seq', 'quarantine_quarantine_id_seq', 'history',
+										  'jobs_job_id_seq', 'handler_status', 'event_jobs', 'failed_attempts'];
 END;
 COMMENT ON FUNCTION banked._relation_names() IS 'the same with their sequences and the view on them';
 
@@ -249,7 +254,7 @@ BEGIN
 	END IF;
 
 	starts_paused := NOT schema_is_new AND NOT tables_exist;
-	INSERT INTO banked.service_state (paused) VALUES (starts_paused);
+	INSERT INTO banked.service_state (paused, restored) VALUES (starts_paused, starts_paused);
 	IF starts_paused THEN
 		RAISE WARNING USING
 			MESSAGE = 'banked_webhooks starts paused, since schema "banked" existed before the extension',
@@ -296,7 +301,7 @@ RETURNS TABLE (metric text, labels jsonb, value numeric)
 LANGUAGE c VOLATILE
 AS 'MODULE_PATHNAME', 'banked_webhooks_stats';
 COMMENT ON FUNCTION banked.stats() IS
-	'what the receivers of this database did since the server started; labels tell what a value belongs to; 55000: banked_webhooks is not in shared_preload_libraries';
+	'what the receivers and handlers of this database did since the server started; labels tell what a value belongs to; 55000: banked_webhooks is not in shared_preload_libraries';
 
 -- Views for people on stats().  They raise what it raises.
 CREATE VIEW banked.receivers AS
@@ -316,6 +321,7 @@ SELECT (s.labels ->> 'receiver')::int AS receiver,
 			 / nullif(max(s.value) FILTER (WHERE s.metric = 'commits'), 0), 3) AS commit_mean_ms,
 	   max(s.value) FILTER (WHERE s.metric = 'gateway_restarts')::bigint AS gateway_restarts
 FROM banked.stats() AS s
+WHERE s.labels ? 'receiver'
 GROUP BY 1;
 COMMENT ON VIEW banked.receivers IS
 	'the receivers of this database: processes, where they listen and since when, what they hold now, and their batches since the server started; 55000: banked_webhooks is not in shared_preload_libraries';
@@ -632,6 +638,167 @@ $$;
 COMMENT ON FUNCTION banked._create_operation_tables() IS
 	'makes quarantine, rejections and audit_log where they are missing';
 
+CREATE FUNCTION banked._create_handler_tables()
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF to_regclass('banked.handlers') IS NULL THEN
+		CREATE TABLE banked.handlers (
+			handler text COLLATE "C" PRIMARY KEY,
+			function text NOT NULL,
+			role name NOT NULL,
+			role_id oid NOT NULL,
+			events text[],
+			endpoint_id uuid,
+			max_attempts int NOT NULL,
+			backoff interval NOT NULL,
+			timeout interval NOT NULL,
+			concurrency int,
+			rate numeric,
+			ordered boolean NOT NULL,
+			include_revisions boolean NOT NULL,
+			include_tests boolean NOT NULL,
+			batch int NOT NULL,
+			state text NOT NULL DEFAULT 'active' CHECK (state IN ('active', 'paused')),
+			problem text,
+			created_at timestamptz NOT NULL DEFAULT now()
+		);
+		COMMENT ON TABLE banked.handlers IS
+			'functions that run for events; changed by subscribe() and its like';
+		COMMENT ON COLUMN banked.handlers.function IS 'with its argument, as regprocedure prints it';
+		COMMENT ON COLUMN banked.handlers.role IS 'the role that subscribed it, and that it runs as, by the name that it had then';
+		COMMENT ON COLUMN banked.handlers.role_id IS 'the OID of that role';
+		COMMENT ON COLUMN banked.handlers.events IS 'event types, a final * stands for any rest; null: all';
+		COMMENT ON COLUMN banked.handlers.endpoint_id IS 'of this endpoint alone; null: of all';
+		COMMENT ON COLUMN banked.handlers.max_attempts IS 'after so many failed attempts a job is dead';
+		COMMENT ON COLUMN banked.handlers.backoff IS 'pause after the first failed attempt; it doubles with each, up to an hour';
+		COMMENT ON COLUMN banked.handlers.timeout IS 'longest time of an attempt';
+		COMMENT ON COLUMN banked.handlers.concurrency IS 'most jobs at one time; null: as many as there are workers';
+		COMMENT ON COLUMN banked.handlers.rate IS 'most jobs that begin in a second; null: no limit';
+		COMMENT ON COLUMN banked.handlers.ordered IS 'jobs of one resource run one at a time, in order of arrival';
+		COMMENT ON COLUMN banked.handlers.batch IS 'most jobs in one transaction';
+		COMMENT ON COLUMN banked.handlers.state IS 'active or paused; jobs are made for both';
+		COMMENT ON COLUMN banked.handlers.problem IS 'why the extension paused it';
+	END IF;
+
+	IF to_regclass('banked.jobs') IS NULL THEN
+		CREATE TABLE banked.jobs (
+			job_id bigint GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME banked.jobs_job_id_seq) PRIMARY KEY,
+			handler text COLLATE "C" NOT NULL,
+			event_id text COLLATE "C" NOT NULL,
+			event_type text COLLATE "C" NOT NULL,
+			revision int NOT NULL DEFAULT 0,
+			order_key text COLLATE "C",
+			received_at timestamptz NOT NULL,
+			state text NOT NULL DEFAULT 'ready' CHECK (state IN ('ready', 'running', 'done', 'dead')),
+			attempts int NOT NULL DEFAULT 0,
+			alone boolean NOT NULL DEFAULT false,
+			run_at timestamptz NOT NULL,
+			started_at timestamptz,
+			finished_at timestamptz,
+			worker_pid int,
+			server_started timestamptz
+		) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
+				autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05,
+				autovacuum_vacuum_cost_delay = 0);
+		CREATE INDEX jobs_ready ON banked.jobs (handler, run_at) WHERE state = 'ready';
+		CREATE INDEX jobs_running ON banked.jobs (handler) WHERE state = 'running';
+		CREATE INDEX jobs_order ON banked.jobs (handler, order_key, received_at, job_id)
+			WHERE order_key IS NOT NULL AND state IN ('ready', 'running');
+		CREATE INDEX jobs_done ON banked.jobs (finished_at) WHERE state = 'done';
+		CREATE INDEX jobs_dead ON banked.jobs (handler) WHERE state = 'dead';
+		CREATE INDEX jobs_event ON banked.jobs (event_id, event_type);
+		COMMENT ON TABLE banked.jobs IS
+			'one event for one handler; those that are done are removed after banked_webhooks.job_retention';
+		COMMENT ON COLUMN banked.jobs.order_key IS 'the resource, where the handler is ordered';
+		COMMENT ON COLUMN banked.jobs.received_at IS 'of the event';
+		COMMENT ON COLUMN banked.jobs.state IS 'ready (to run at run_at), running, done, or dead (no attempt is left)';
+		COMMENT ON COLUMN banked.jobs.attempts IS 'those that began, since the last retry()';
+		COMMENT ON COLUMN banked.jobs.alone IS 'its last attempt ended its process: no other job is claimed with it';
+		COMMENT ON COLUMN banked.jobs.run_at IS 'not before';
+		COMMENT ON COLUMN banked.jobs.started_at IS 'when the last attempt began';
+		COMMENT ON COLUMN banked.jobs.finished_at IS 'when it ended';
+		COMMENT ON COLUMN banked.jobs.worker_pid IS 'the process that last ran it';
+		COMMENT ON COLUMN banked.jobs.server_started IS 'when that process''s server was started';
+	END IF;
+
+	IF to_regclass('banked.job_attempts') IS NULL THEN
+		CREATE TABLE banked.job_attempts (
+			job_id bigint NOT NULL,
+			attempt int NOT NULL,
+			started_at timestamptz,
+			finished_at timestamptz NOT NULL,
+			reason text NOT NULL CHECK (reason IN ('error', 'timeout', 'cancelled', 'crashed')),
+			sqlstate text,
+			message text,
+			detail text,
+			context text
+		);
+		CREATE INDEX job_attempts_job ON banked.job_attempts (job_id, finished_at);
+		COMMENT ON TABLE banked.job_attempts IS
+			'attempts that failed, with errors that may quote what the handler worked on; see failed_attempts';
+		COMMENT ON COLUMN banked.job_attempts.reason IS
+			'error, timeout, cancelled (by pg_cancel_backend), or crashed (its process ended)';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._create_handler_tables() IS 'makes handlers, jobs and job_attempts where they are missing';
+
+CREATE FUNCTION banked._create_handler_views()
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF to_regclass('banked.handler_status') IS NULL THEN
+		CREATE VIEW banked.handler_status AS
+		SELECT h.handler, h.function, pg_get_userbyid(h.role_id) AS role, h.state, h.problem,
+			   coalesce(j.ready, 0) AS ready, coalesce(j.running, 0) AS running,
+			   coalesce(j.waiting_for_retry, 0) AS waiting_for_retry, coalesce(j.dead, 0) AS dead,
+			   j.oldest_waiting, coalesce(j.done_per_minute, 0) AS done_per_minute, j.run_time_median, j.run_time_p99
+		FROM banked.handlers AS h
+			LEFT JOIN (SELECT k.handler,
+							  count(*) FILTER (WHERE k.state = 'ready' AND k.run_at <= clock_timestamp()) AS ready,
+							  count(*) FILTER (WHERE k.state = 'running') AS running,
+							  count(*) FILTER (WHERE k.state = 'ready' AND k.run_at > clock_timestamp()) AS waiting_for_retry,
+							  count(*) FILTER (WHERE k.state = 'dead') AS dead,
+							  clock_timestamp() - min(k.run_at) FILTER (WHERE k.state = 'ready' AND k.run_at <= clock_timestamp()) AS oldest_waiting,
+							  count(*) FILTER (WHERE k.state = 'done' AND k.finished_at > clock_timestamp() - interval '1 minute') AS done_per_minute,
+							  percentile_cont(0.5) WITHIN GROUP (ORDER BY k.finished_at - k.started_at) FILTER (WHERE k.state = 'done') AS run_time_median,
+							  percentile_cont(0.99) WITHIN GROUP (ORDER BY k.finished_at - k.started_at) FILTER (WHERE k.state = 'done') AS run_time_p99
+					   FROM banked.jobs AS k
+					   GROUP BY 1) AS j USING (handler);
+		COMMENT ON VIEW banked.handler_status IS
+			'for each handler: its jobs by state, how long the oldest that is due waits, how many were done in the last minute, and how long those on record ran';
+	END IF;
+
+	IF to_regclass('banked.event_jobs') IS NULL THEN
+		CREATE VIEW banked.event_jobs AS
+		SELECT j.event_id, j.event_type, j.revision, j.handler, j.job_id, j.state, j.attempts, j.received_at,
+			   j.started_at, j.finished_at, CASE WHEN j.state = 'ready' THEN j.run_at END AS next_attempt_at,
+			   a.reason, a.sqlstate
+		FROM banked.jobs AS j
+			LEFT JOIN LATERAL (SELECT f.reason, f.sqlstate FROM banked.job_attempts AS f
+							   WHERE f.job_id = j.job_id ORDER BY f.finished_at DESC LIMIT 1) AS a ON j.state <> 'done';
+		COMMENT ON VIEW banked.event_jobs IS
+			'for each event: what each handler did with it, when and in how many attempts, and why it is not done';
+	END IF;
+
+	IF to_regclass('banked.failed_attempts') IS NULL THEN
+		CREATE VIEW banked.failed_attempts WITH (security_barrier) AS
+		SELECT j.handler, j.event_id, j.event_type, j.revision, a.job_id, a.attempt, a.started_at, a.finished_at,
+			   a.reason, a.sqlstate, a.message, a.detail, a.context
+		FROM banked.job_attempts AS a
+			JOIN banked.jobs AS j USING (job_id)
+			JOIN banked.handlers AS h USING (handler)
+		WHERE pg_has_role(h.role_id, 'USAGE');
+		COMMENT ON VIEW banked.failed_attempts IS
+			'failed attempts with their errors, of the handlers whose role the reader is or has the rights of';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._create_handler_views() IS 'makes the views on handlers and jobs where they are missing';
+
 /*
  * Amounts are taken where they are whole numbers that fit, times where they
  * are valid ones with a time zone.  What a body holds besides is no error
@@ -717,6 +884,9 @@ BEGIN
 			('banked_webhooks_config_changed', 'banked.signing_keys',
 			 'AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON banked.signing_keys FOR EACH STATEMENT EXECUTE FUNCTION banked._config_changed()',
 			 'lets the receivers know'),
+			('banked_webhooks_config_changed', 'banked.handlers',
+			 'AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON banked.handlers FOR EACH STATEMENT EXECUTE FUNCTION banked._config_changed()',
+			 'lets the receivers know'),
 			('banked_webhooks_notify', 'banked.events',
 			 'AFTER INSERT ON banked.events REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION banked._notify()',
 			 'notifies channel banked_webhooks'),
@@ -788,7 +958,12 @@ BEGIN
 			('history', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
 			('quarantine', 'SELECT', 'banked_webhooks_admin'),
 			('rejections', 'SELECT', 'banked_webhooks_admin'),
-			('audit_log', 'SELECT', 'banked_webhooks_admin')
+			('audit_log', 'SELECT', 'banked_webhooks_admin'),
+			('handlers', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
+			('jobs', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
+			('handler_status', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
+			('event_jobs', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
+			('failed_attempts', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin')
 		) AS g (relation, privileges, roles)
 		WHERE g.relation = ANY (relations)
 	LOOP
@@ -902,7 +1077,9 @@ BEGIN
 	PERFORM banked._create_endpoint_tables();
 	PERFORM banked._create_event_tables();
 	PERFORM banked._create_operation_tables();
+	PERFORM banked._create_handler_tables();
 	PERFORM banked._create_history_view();
+	PERFORM banked._create_handler_views();
 	PERFORM banked._create_triggers();
 	PERFORM banked._grant_privileges(bare);
 	PERFORM banked._release_from_extensions();
@@ -1355,14 +1532,34 @@ $$;
 COMMENT ON FUNCTION banked.pause() IS
 	'makes the receivers close their port and leave the database, until resume(), also across restarts';
 
+CREATE FUNCTION banked._pause_restored_handlers()
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	UPDATE banked.handlers AS h
+	SET state = 'paused', problem = 'it was restored from a dump',
+		role_id = coalesce((SELECT r.oid FROM pg_roles AS r WHERE r.rolname = h.role), 0);
+	-- what ran when the dump was made
+	UPDATE banked.jobs AS j SET state = 'ready', attempts = j.attempts - 1 WHERE j.state = 'running';
+END
+$$;
+COMMENT ON FUNCTION banked._pause_restored_handlers() IS
+	'pauses the handlers of a dump, and finds their roles in this cluster';
+
 CREATE FUNCTION banked.resume()
 RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+	from_dump boolean := (SELECT s.restored FROM banked.service_state AS s);
 BEGIN
 	PERFORM banked.create_tables();
-	UPDATE banked.service_state SET paused = false, changed_at = now() WHERE paused;
+	UPDATE banked.service_state SET paused = false, restored = false, changed_at = now() WHERE paused;
 	IF FOUND THEN
+		IF from_dump THEN
+			PERFORM banked._pause_restored_handlers();
+		END IF;
 		PERFORM banked._store_floor();
 		PERFORM banked._audit('resume'::text, '{}'::jsonb);
 	END IF;
@@ -1556,6 +1753,606 @@ COMMENT ON FUNCTION banked.events_since(bigint, int) IS
 
 
 --
+-- Handlers
+--
+-- Who may do what is decided by the role that calls.  In a function that
+-- raises privileges SQL cannot tell it, so the functions that users call are
+-- C, take note of the role, rise to the extension's owner, and call the one of
+-- the same name with an underscore, with the role in front.
+--
+
+CREATE FUNCTION banked._jobs_ready(handler text, count bigint)
+RETURNS void
+LANGUAGE c VOLATILE STRICT
+AS 'MODULE_PATHNAME', 'banked_webhooks_jobs_ready';
+COMMENT ON FUNCTION banked._jobs_ready(text, bigint) IS
+	'wakes workers of a handler once the transaction has committed';
+
+CREATE FUNCTION banked._event_matches(filter text[], event_type text, bare_mandate boolean)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE
+BEGIN ATOMIC
+	SELECT filter IS NULL OR EXISTS (
+		SELECT FROM unnest(filter) AS f (pattern)
+			CROSS JOIN unnest(ARRAY[event_type, CASE WHEN bare_mandate THEN 'mandate_' || event_type END]) AS t (name)
+		WHERE CASE WHEN right(f.pattern, 1) = '*' THEN starts_with(t.name, left(f.pattern, -1)) ELSE t.name = f.pattern END);
+END;
+COMMENT ON FUNCTION banked._event_matches(text[], text, boolean) IS
+	'whether one of the event types and patterns matches a type; null matches all; bare_mandate: the type lacks its prefix mandate_';
+
+CREATE FUNCTION banked._is_bare_mandate(event_type text, payload jsonb)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE
+BEGIN ATOMIC
+	SELECT strpos(event_type, '_') = 0 AND coalesce(payload -> 'data_version' = '1', false);
+END;
+COMMENT ON FUNCTION banked._is_bare_mandate(text, jsonb) IS
+	'whether a type is that of a v3 mandate, which lacks its prefix mandate_';
+
+CREATE FUNCTION banked._check_handler_numbers(max_attempts int, backoff interval, timeout interval,
+											  concurrency int, rate numeric, batch int)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	problem text := CASE
+		WHEN coalesce(max_attempts NOT BETWEEN 1 AND 1000, true) THEN 'max_attempts is not between 1 and 1000.'
+		WHEN coalesce(backoff NOT BETWEEN interval '0' AND interval '1 hour', true) THEN 'backoff is not between 0 and an hour.'
+		WHEN coalesce(timeout NOT BETWEEN interval '1 ms' AND interval '1 day', true) THEN 'timeout is not between a millisecond and a day.'
+		WHEN concurrency NOT BETWEEN 1 AND 64 THEN 'concurrency is not between 1 and 64.'
+		WHEN rate NOT BETWEEN 0.0001 AND 100000 THEN 'rate is not between 0.0001 and 100000 jobs a second.'
+		WHEN coalesce(batch NOT BETWEEN 1 AND 64, true) THEN 'batch is not between 1 and 64.'
+	END;
+BEGIN
+	IF problem IS NOT NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'invalid limits of a handler',
+			DETAIL = problem;
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._check_handler_numbers(int, interval, interval, int, numeric, int) IS
+	'raises 22023 when a number or duration of a handler is out of range';
+
+CREATE FUNCTION banked._check_handler_function(caller oid, function regprocedure)
+RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	subject record;
+BEGIN
+	IF function IS NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'function must not be null';
+	END IF;
+	SELECT p.oid::regprocedure::text AS name, p.prokind, p.proretset, p.pronargs, p.proargtypes[0] AS argument
+	INTO subject
+	FROM pg_proc AS p WHERE p.oid = function;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'undefined_function',
+			MESSAGE = format('function with OID %s does not exist', function::oid);
+	END IF;
+	IF subject.prokind <> 'f' OR subject.proretset OR subject.pronargs <> 1
+		OR subject.argument <> 'banked.events'::regtype THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_function_definition',
+			MESSAGE = format('function %s cannot be a handler', subject.name),
+			DETAIL = 'A handler is a function of one argument of type banked.events that returns no set.',
+			HINT = 'CREATE FUNCTION ...(event banked.events) RETURNS void';
+	END IF;
+	IF NOT has_function_privilege(caller, function, 'EXECUTE') THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'insufficient_privilege',
+			MESSAGE = format('permission denied for function %s', subject.name);
+	END IF;
+	RETURN subject.name;
+END
+$$;
+COMMENT ON FUNCTION banked._check_handler_function(oid, regprocedure) IS
+	'the name of a function that a role can subscribe; 42P13: wrong signature; 42501: no EXECUTE privilege; 22023: null';
+
+CREATE FUNCTION banked._check_handler_role(caller oid)
+RETURNS name
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	role record;
+BEGIN
+	SELECT r.rolname, r.rolsuper, r.rolcanlogin INTO STRICT role FROM pg_roles AS r WHERE r.oid = caller;
+	IF role.rolsuper THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'insufficient_privilege',
+			MESSAGE = 'superusers cannot subscribe handlers',
+			DETAIL = 'A handler runs with all rights of the role that subscribed it, on data from outside.',
+			HINT = 'SET ROLE to the role that the handler is to run as.';
+	END IF;
+	IF NOT role.rolcanlogin AND current_setting('server_version_num')::int < 170000 THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'insufficient_privilege',
+			MESSAGE = format('role "%s" cannot subscribe handlers, since it has no LOGIN', role.rolname),
+			DETAIL = 'A handler runs in a session of the role that subscribed it.',
+			HINT = format('ALTER ROLE %I LOGIN CONNECTION LIMIT 0 lets its handlers run, and keeps clients out.', role.rolname);
+	END IF;
+	IF NOT (has_table_privilege(caller, 'banked.events', 'SELECT')
+			AND has_table_privilege(caller, 'banked.event_revisions', 'SELECT')) THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'insufficient_privilege',
+			MESSAGE = format('role "%s" may not read events', role.rolname),
+			HINT = format('GRANT banked_webhooks_reader TO %I.', role.rolname);
+	END IF;
+	RETURN role.rolname;
+END
+$$;
+COMMENT ON FUNCTION banked._check_handler_role(oid) IS
+	'the name of a role that handlers can run as; 42501: superuser, no LOGIN, or no right to read events';
+
+CREATE FUNCTION banked._warn_of_revisions(events text[], include_revisions boolean)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF NOT include_revisions
+		AND (events IS NULL OR EXISTS (SELECT FROM unnest(events) AS e (type)
+									   WHERE e.type LIKE 'mandate\_%'
+										   OR right(e.type, 1) = '*' AND starts_with('mandate_', left(e.type, -1)))) THEN
+		RAISE NOTICE USING
+			MESSAGE = 'revisions of mandate events will not reach this handler',
+			DETAIL = 'A mandate that is suspended and becomes active again sends a second mandate_active with the same id, which is stored as a revision.',
+			HINT = 'Subscribe with include_revisions => true to be told of it.';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._warn_of_revisions(text[], boolean) IS
+	'raises a NOTICE when a handler of mandate events leaves out revisions';
+
+CREATE FUNCTION banked._subscribe(caller oid, handler text, function regprocedure, events text[], endpoint text,
+								  max_attempts int, backoff interval, timeout interval, concurrency int, rate numeric,
+								  ordered boolean, include_revisions boolean, include_tests boolean, batch int)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	role name;
+	function_name text;
+	endpoint_id uuid;
+BEGIN
+	IF coalesce(octet_length(handler) NOT BETWEEN 1 AND 63 OR handler ~ '[\x01-\x1f\x7f]', true) THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'invalid name of a handler',
+			DETAIL = 'A name has 1 to 63 bytes and no control characters.';
+	END IF;
+	PERFORM banked._check_events(events);
+	PERFORM banked._check_handler_numbers(max_attempts, backoff, timeout, concurrency, rate, batch);
+	IF ordered IS NULL OR include_revisions IS NULL OR include_tests IS NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'ordered, include_revisions and include_tests must not be null';
+	END IF;
+
+	PERFORM banked.create_tables();
+	role := banked._check_handler_role(caller);
+	function_name := banked._check_handler_function(caller, function);
+	IF endpoint IS NOT NULL THEN
+		SELECT e.endpoint_id INTO endpoint_id FROM banked.endpoints AS e WHERE e.path = endpoint;
+		IF NOT FOUND THEN
+			RAISE EXCEPTION USING
+				ERRCODE = 'undefined_object',
+				MESSAGE = format('endpoint "%s" does not exist', endpoint);
+		END IF;
+	END IF;
+	IF (SELECT count(*) FROM banked.handlers) >= 200 THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'configuration_limit_exceeded',
+			MESSAGE = 'a database cannot have more than 200 handlers';
+	END IF;
+
+	INSERT INTO banked.handlers AS h (handler, function, role, role_id, events, endpoint_id, max_attempts, backoff, timeout,
+									  concurrency, rate, ordered, include_revisions, include_tests, batch)
+	VALUES (handler, function_name, role, caller, events, endpoint_id, max_attempts, backoff, timeout,
+			concurrency, rate, ordered, include_revisions, include_tests, batch)
+	ON CONFLICT DO NOTHING;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'duplicate_object',
+			MESSAGE = format('handler "%s" already exists', handler);
+	END IF;
+	PERFORM banked._audit('subscribe', jsonb_build_object('handler', handler, 'function', function_name, 'role', role,
+														  'events', events, 'endpoint', endpoint));
+	PERFORM banked._warn_of_revisions(events, include_revisions);
+	PERFORM banked._warn_if_not_served();
+END
+$$;
+COMMENT ON FUNCTION banked._subscribe(oid, text, regprocedure, text[], text, int, interval, interval, int, numeric, boolean, boolean, boolean, int) IS
+	'subscribe() for a role';
+
+CREATE FUNCTION banked.subscribe(handler text, function regprocedure, events text[] DEFAULT NULL, endpoint text DEFAULT NULL,
+								 max_attempts int DEFAULT 10, backoff interval DEFAULT '5 s', timeout interval DEFAULT '30 s',
+								 concurrency int DEFAULT NULL, rate numeric DEFAULT NULL, ordered boolean DEFAULT false,
+								 include_revisions boolean DEFAULT false, include_tests boolean DEFAULT false, batch int DEFAULT 1)
+RETURNS void
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'banked_webhooks_as_owner';
+COMMENT ON FUNCTION banked.subscribe(text, regprocedure, text[], text, int, interval, interval, int, numeric, boolean, boolean, boolean, int) IS
+	'makes a function of one argument of type banked.events run for each event from now on, in a background worker, as the role that calls this: event types (payment_sent, payment_*; null: all), path of the endpoint (null: all), attempts before a job is dead, pause after the first failure (it doubles, up to an hour), longest time of an attempt, most jobs at one time (null: no limit of its own), most jobs a second, whether jobs of one resource run one at a time in order of arrival, whether revisions and test events count, jobs in one transaction; 22023: unusable argument; 42P13: wrong signature; 42501: superuser, role without LOGIN or without the right to read events, function not executable; 42704: no such endpoint; 42710: the handler exists';
+
+CREATE FUNCTION banked._lock_handler(caller oid, handler text, OUT role_id oid, OUT state text, OUT ordered boolean)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	PERFORM banked.create_tables();
+	SELECT h.role_id, h.state, h.ordered INTO role_id, state, ordered
+	FROM banked.handlers AS h
+	WHERE h.handler = _lock_handler.handler
+	FOR NO KEY UPDATE;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = CASE WHEN handler IS NULL THEN 'invalid_parameter_value' ELSE 'undefined_object' END,
+			MESSAGE = CASE WHEN handler IS NULL THEN 'handler must not be null'
+						   ELSE format('handler "%s" does not exist', handler) END;
+	END IF;
+	IF NOT (pg_has_role(caller, 'banked_webhooks_admin', 'USAGE') OR banked._runs_as(caller, role_id)) THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'insufficient_privilege',
+			MESSAGE = format('handler "%s" belongs to another role', handler);
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._lock_handler(oid, text) IS
+	'a handler, locked against concurrent changes; 42704: there is none; 42501: the role is neither its own nor an admin; 22023: handler is null';
+
+CREATE FUNCTION banked._runs_as(caller oid, role_id oid)
+RETURNS boolean
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+	SELECT coalesce((SELECT pg_has_role(caller, r.oid, 'USAGE') FROM pg_roles AS r WHERE r.oid = role_id),
+					(SELECT c.rolsuper FROM pg_roles AS c WHERE c.oid = caller), false);
+END;
+COMMENT ON FUNCTION banked._runs_as(oid, oid) IS
+	'whether a role has the rights of another one, which may have been dropped';
+
+CREATE FUNCTION banked._unsubscribe(caller oid, handler text)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	PERFORM banked._lock_handler(caller, handler);
+	DELETE FROM banked.handlers AS h WHERE h.handler = _unsubscribe.handler;
+	WITH gone AS (
+		DELETE FROM banked.jobs AS j
+		WHERE j.handler = _unsubscribe.handler AND j.state IN ('ready', 'dead')
+		RETURNING j.job_id)
+	DELETE FROM banked.job_attempts AS a USING gone AS g WHERE a.job_id = g.job_id;
+	PERFORM banked._audit('unsubscribe', jsonb_build_object('handler', handler));
+END
+$$;
+COMMENT ON FUNCTION banked._unsubscribe(oid, text) IS 'unsubscribe() for a role';
+
+CREATE FUNCTION banked.unsubscribe(handler text)
+RETURNS void
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'banked_webhooks_as_owner';
+COMMENT ON FUNCTION banked.unsubscribe(text) IS
+	'removes a handler with its jobs that have not run or are dead; what it has done stays on record; 42704: no such handler; 42501: it belongs to another role';
+
+CREATE FUNCTION banked._pause_handler(caller oid, handler text)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	PERFORM banked._lock_handler(caller, handler);
+	UPDATE banked.handlers AS h SET state = 'paused', problem = NULL
+	WHERE h.handler = _pause_handler.handler AND h.state = 'active';
+	IF FOUND THEN
+		PERFORM banked._audit('pause_handler', jsonb_build_object('handler', handler));
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._pause_handler(oid, text) IS 'pause_handler() for a role';
+
+CREATE FUNCTION banked.pause_handler(handler text)
+RETURNS void
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'banked_webhooks_as_owner';
+COMMENT ON FUNCTION banked.pause_handler(text) IS
+	'lets a handler finish the jobs that run and begin no others until resume_handler(); events keep making jobs; 42704: no such handler; 42501: it belongs to another role';
+
+CREATE FUNCTION banked._resume_handler(caller oid, handler text)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	locked record;
+BEGIN
+	SELECT h.role_id, h.state INTO STRICT locked FROM banked._lock_handler(caller, handler) AS h;
+	IF locked.state = 'active' THEN
+		RETURN;
+	END IF;
+	IF NOT EXISTS (SELECT FROM pg_roles AS r WHERE r.oid = locked.role_id) THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = format('the role of handler "%s" does not exist any more', handler),
+			HINT = 'Run SELECT banked.unsubscribe(), and subscribe the function as another role.';
+	END IF;
+	PERFORM banked._check_handler_role(locked.role_id);
+	UPDATE banked.handlers AS h SET state = 'active', problem = NULL WHERE h.handler = _resume_handler.handler;
+	PERFORM banked._audit('resume_handler', jsonb_build_object('handler', handler));
+END
+$$;
+COMMENT ON FUNCTION banked._resume_handler(oid, text) IS 'resume_handler() for a role';
+
+CREATE FUNCTION banked.resume_handler(handler text)
+RETURNS void
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'banked_webhooks_as_owner';
+COMMENT ON FUNCTION banked.resume_handler(text) IS
+	'lets a paused handler run its jobs again; 42704: no such handler; 42501: it belongs to another role, or its role cannot run it; 55000: its role does not exist any more';
+
+CREATE FUNCTION banked._alter_handler(caller oid, handler text, function regprocedure, events text[],
+									  max_attempts int, backoff interval, timeout interval, concurrency int, rate numeric,
+									  ordered boolean, include_revisions boolean, include_tests boolean, batch int)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	locked record;
+	changed record;
+	function_name text;
+BEGIN
+	SELECT h.role_id, h.ordered INTO STRICT locked FROM banked._lock_handler(caller, handler) AS h;
+	IF function IS NOT NULL THEN
+		IF caller <> locked.role_id THEN
+			RAISE EXCEPTION USING
+				ERRCODE = 'insufficient_privilege',
+				MESSAGE = format('only the role that handler "%s" runs as can give it another function', handler);
+		END IF;
+		function_name := banked._check_handler_function(caller, function);
+	END IF;
+	PERFORM banked._check_events(events);
+	UPDATE banked.handlers AS h
+	SET function = coalesce(function_name, h.function),
+		events = coalesce(_alter_handler.events, h.events),
+		max_attempts = coalesce(_alter_handler.max_attempts, h.max_attempts),
+		backoff = coalesce(_alter_handler.backoff, h.backoff),
+		timeout = coalesce(_alter_handler.timeout, h.timeout),
+		concurrency = nullif(coalesce(_alter_handler.concurrency, h.concurrency), 0),
+		rate = nullif(coalesce(_alter_handler.rate, h.rate), 0),
+		ordered = coalesce(_alter_handler.ordered, h.ordered),
+		include_revisions = coalesce(_alter_handler.include_revisions, h.include_revisions),
+		include_tests = coalesce(_alter_handler.include_tests, h.include_tests),
+		batch = coalesce(_alter_handler.batch, h.batch)
+	WHERE h.handler = _alter_handler.handler
+	RETURNING h.* INTO STRICT changed;
+	PERFORM banked._check_handler_numbers(changed.max_attempts, changed.backoff, changed.timeout,
+										  changed.concurrency, changed.rate, changed.batch);
+	IF changed.ordered <> locked.ordered THEN
+		UPDATE banked.jobs AS j
+		SET order_key = CASE WHEN changed.ordered THEN
+			(SELECT e.resource_id FROM banked.events AS e WHERE e.event_id = j.event_id AND e.event_type = j.event_type) END
+		WHERE j.handler = _alter_handler.handler AND j.state IN ('ready', 'dead');
+	END IF;
+	PERFORM banked._audit('alter_handler', to_jsonb(changed));
+END
+$$;
+COMMENT ON FUNCTION banked._alter_handler(oid, text, regprocedure, text[], int, interval, interval, int, numeric, boolean, boolean, boolean, int) IS
+	'alter_handler() for a role';
+
+CREATE FUNCTION banked.alter_handler(handler text, function regprocedure DEFAULT NULL, events text[] DEFAULT NULL,
+									 max_attempts int DEFAULT NULL, backoff interval DEFAULT NULL, timeout interval DEFAULT NULL,
+									 concurrency int DEFAULT NULL, rate numeric DEFAULT NULL, ordered boolean DEFAULT NULL,
+									 include_revisions boolean DEFAULT NULL, include_tests boolean DEFAULT NULL, batch int DEFAULT NULL)
+RETURNS void
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'banked_webhooks_as_owner';
+COMMENT ON FUNCTION banked.alter_handler(text, regprocedure, text[], int, interval, interval, int, numeric, boolean, boolean, boolean, int) IS
+	'changes what is not null: see subscribe(); events => ''{*}'' stands for all, and concurrency and rate => 0 for no limit; 22023: unusable argument; 42704: no such handler; 42501: it belongs to another role, and only that role can change its function';
+
+CREATE FUNCTION banked._retry(caller oid, job_id bigint)
+RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	job record;
+BEGIN
+	PERFORM banked.create_tables();
+	SELECT j.handler, j.state INTO job FROM banked.jobs AS j WHERE j.job_id = _retry.job_id FOR UPDATE;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = CASE WHEN job_id IS NULL THEN 'invalid_parameter_value' ELSE 'undefined_object' END,
+			MESSAGE = CASE WHEN job_id IS NULL THEN 'job_id must not be null'
+						   ELSE format('job %s does not exist', job_id) END;
+	END IF;
+	PERFORM banked._lock_handler(caller, job.handler);
+	IF job.state NOT IN ('dead', 'ready') THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = format('job %s is %s', job_id, job.state);
+	END IF;
+	UPDATE banked.jobs AS j
+	SET state = 'ready', attempts = CASE WHEN j.state = 'dead' THEN 0 ELSE j.attempts END,
+		run_at = clock_timestamp(), finished_at = NULL
+	WHERE j.job_id = _retry.job_id;
+	PERFORM banked._jobs_ready(job.handler, 1);
+	PERFORM banked._audit('retry', jsonb_build_object('job_id', job_id));
+	RETURN 1;
+END
+$$;
+COMMENT ON FUNCTION banked._retry(oid, bigint) IS 'retry() of one job, for a role';
+
+CREATE FUNCTION banked.retry(job_id bigint)
+RETURNS bigint
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'banked_webhooks_as_owner';
+COMMENT ON FUNCTION banked.retry(bigint) IS
+	'makes a dead job run again, with all its attempts before it, or one that waits for its next attempt run now; returns 1; 42704: no such job; 42501: its handler belongs to another role; 55000: it is running or done';
+
+CREATE FUNCTION banked._retry(caller oid, handler text, sqlstate text)
+RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	revived record;
+	total bigint := 0;
+BEGIN
+	IF handler IS NULL AND sqlstate IS NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'handler and sqlstate must not both be null';
+	END IF;
+	IF handler IS NOT NULL THEN
+		PERFORM banked._lock_handler(caller, handler);
+	END IF;
+	PERFORM banked.create_tables();
+	FOR revived IN
+		WITH ready AS (
+			UPDATE banked.jobs AS j
+			SET state = 'ready', attempts = 0, run_at = clock_timestamp(), finished_at = NULL
+			FROM banked.handlers AS h
+			WHERE j.state = 'dead' AND h.handler = j.handler
+				AND (_retry.handler IS NULL OR j.handler = _retry.handler)
+				AND (_retry.sqlstate IS NULL OR _retry.sqlstate = (
+					SELECT a.sqlstate FROM banked.job_attempts AS a
+					WHERE a.job_id = j.job_id ORDER BY a.finished_at DESC LIMIT 1))
+				AND (pg_has_role(caller, 'banked_webhooks_admin', 'USAGE') OR banked._runs_as(caller, h.role_id))
+			RETURNING j.handler)
+		SELECT r.handler, count(*) AS jobs FROM ready AS r GROUP BY 1
+	LOOP
+		PERFORM banked._jobs_ready(revived.handler, revived.jobs);
+		total := total + revived.jobs;
+	END LOOP;
+	PERFORM banked._audit('retry', jsonb_build_object('handler', handler, 'sqlstate', sqlstate, 'jobs', total));
+	RETURN total;
+END
+$$;
+COMMENT ON FUNCTION banked._retry(oid, text, text) IS 'retry() of many jobs, for a role';
+
+CREATE FUNCTION banked.retry(handler text DEFAULT NULL, sqlstate text DEFAULT NULL)
+RETURNS bigint
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'banked_webhooks_as_owner';
+COMMENT ON FUNCTION banked.retry(text, text) IS
+	'makes dead jobs run again, with all their attempts before them: those of a handler, those whose last attempt failed with a SQLSTATE, or both; returns how many; 42704: no such handler; 42501: it belongs to another role; 22023: both are null';
+
+CREATE FUNCTION banked._replay(caller oid, handler text, since timestamptz, until timestamptz, events text[])
+RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	target record;
+	total bigint;
+BEGIN
+	PERFORM banked._check_events(events);
+	PERFORM banked._lock_handler(caller, handler);
+	SELECT h.* INTO STRICT target FROM banked.handlers AS h WHERE h.handler = _replay.handler;
+	INSERT INTO banked.jobs (handler, event_id, event_type, revision, order_key, received_at, run_at)
+	SELECT target.handler, e.event_id, e.event_type, e.revision,
+		   CASE WHEN target.ordered THEN e.resource_id END, e.received_at, clock_timestamp()
+	FROM (SELECT v.event_id, v.event_type, v.endpoint_id, v.resource_id, v.test, v.payload, v.received_at, v.seq, v.revision
+		  FROM banked.events AS v
+		  UNION ALL
+		  SELECT r.event_id, r.event_type, r.endpoint_id, r.resource_id, r.test, r.payload, r.received_at, r.seq, r.revision
+		  FROM banked.event_revisions AS r
+		  WHERE target.include_revisions) AS e
+	WHERE (since IS NULL OR e.received_at >= since) AND (until IS NULL OR e.received_at < until)
+		AND (target.endpoint_id IS NULL OR e.endpoint_id = target.endpoint_id)
+		AND (target.include_tests OR NOT e.test)
+		AND banked._event_matches(target.events, e.event_type, banked._is_bare_mandate(e.event_type, e.payload))
+		AND banked._event_matches(_replay.events, e.event_type, banked._is_bare_mandate(e.event_type, e.payload))
+	ORDER BY e.received_at, e.seq;
+	GET DIAGNOSTICS total = ROW_COUNT;
+	IF total > 0 THEN
+		PERFORM banked._jobs_ready(handler, total);
+	END IF;
+	PERFORM banked._audit('replay', jsonb_build_object('handler', handler, 'since', since, 'until', until,
+													   'events', events, 'jobs', total));
+	RETURN total;
+END
+$$;
+COMMENT ON FUNCTION banked._replay(oid, text, timestamptz, timestamptz, text[]) IS 'replay() for a role';
+
+CREATE FUNCTION banked.replay(handler text, since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL, events text[] DEFAULT NULL)
+RETURNS bigint
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'banked_webhooks_as_owner';
+COMMENT ON FUNCTION banked.replay(text, timestamptz, timestamptz, text[]) IS
+	'makes jobs of a handler from the history: events that it is subscribed to, received since (included) and until (not), of these types; it does not matter whether it has run for them before; returns how many; 42704: no such handler; 42501: it belongs to another role; 22023: unusable event types';
+
+/*
+ * Runs as the caller, names included: what the function sees of settings is
+ * what it would see in a session of the caller.  The results survive the
+ * rollback in variables.
+ */
+CREATE FUNCTION banked.dry_run(function regprocedure, since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL,
+							   events text[] DEFAULT NULL, max int DEFAULT 100)
+RETURNS TABLE (event_id text, event_type text, succeeded boolean, sqlstate text, message text, duration interval)
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+	call text;
+	event record;
+	started timestamptz;
+	event_ids text[] := '{}';
+	event_types text[] := '{}';
+	sqlstates text[] := '{}';
+	messages text[] := '{}';
+	durations interval[] := '{}';
+	failed_state text;
+	failed_message text;
+BEGIN
+	PERFORM banked._check_events(events);
+	PERFORM banked._check_handler_function(session.oid, function)
+	FROM pg_catalog.pg_roles AS session WHERE session.rolname OPERATOR(pg_catalog.=) current_user;
+	SELECT pg_catalog.format('SELECT %I.%I(e) FROM banked.events AS e WHERE e.event_id OPERATOR(pg_catalog.=) $1 AND e.event_type OPERATOR(pg_catalog.=) $2', n.nspname, p.proname)
+	INTO STRICT call
+	FROM pg_catalog.pg_proc AS p JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace
+	WHERE p.oid OPERATOR(pg_catalog.=) function;
+
+	BEGIN
+		FOR event IN
+			SELECT e.event_id, e.event_type FROM banked.events AS e
+			WHERE (since IS NULL OR e.received_at OPERATOR(pg_catalog.>=) since)
+				AND (until IS NULL OR e.received_at OPERATOR(pg_catalog.<) until)
+				AND banked._event_matches(dry_run.events, e.event_type, banked._is_bare_mandate(e.event_type, e.payload))
+			ORDER BY e.received_at
+			LIMIT max
+		LOOP
+			started := pg_catalog.clock_timestamp();
+			failed_state := NULL;
+			failed_message := NULL;
+			BEGIN
+				EXECUTE call USING event.event_id, event.event_type;
+				SET CONSTRAINTS ALL IMMEDIATE;
+			EXCEPTION WHEN OTHERS THEN
+				failed_state := SQLSTATE;
+				failed_message := SQLERRM;
+			END;
+			event_ids := pg_catalog.array_append(event_ids, event.event_id);
+			event_types := pg_catalog.array_append(event_types, event.event_type);
+			sqlstates := pg_catalog.array_append(sqlstates, failed_state);
+			messages := pg_catalog.array_append(messages, failed_message);
+			durations := pg_catalog.array_append(durations, pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) started);
+		END LOOP;
+		RAISE EXCEPTION SQLSTATE 'BW000';
+	EXCEPTION WHEN SQLSTATE 'BW000' THEN
+		NULL;					-- everything is undone
+	END;
+
+	RETURN QUERY
+		SELECT r.event_id, r.event_type, r.sqlstate IS NULL, r.sqlstate, r.message, r.duration
+		FROM ROWS FROM (pg_catalog.unnest(event_ids), pg_catalog.unnest(event_types), pg_catalog.unnest(sqlstates),
+						pg_catalog.unnest(messages), pg_catalog.unnest(durations))
+			AS r (event_id, event_type, sqlstate, message, duration);
+END
+$$;
+COMMENT ON FUNCTION banked.dry_run(regprocedure, timestamptz, timestamptz, text[], int) IS
+	'runs a function for events of the history, oldest first, as the caller and one after the other, tells for each whether it succeeded or with what error, and rolls back everything that it did in the database; 42P13: wrong signature; 42501: the caller may not run it or not read events; 22023: unusable event types';
+
+
+--
 -- Privileges
 --
 
@@ -1612,7 +2409,12 @@ GRANT EXECUTE ON FUNCTION
 	banked.verify_signature(text, bytea, text),
 	banked.verify_event(text, text),
 	banked.event_proof(text, text),
-	banked.events_since(bigint, int)
+	banked.events_since(bigint, int),
+	banked.dry_run(regprocedure, timestamptz, timestamptz, text[], int),
+	banked._check_events(text[]),
+	banked._check_handler_function(oid, regprocedure),
+	banked._event_matches(text[], text, boolean),
+	banked._is_bare_mandate(text, jsonb)
 TO banked_webhooks_reader, banked_webhooks_admin;
 
 GRANT EXECUTE ON FUNCTION
@@ -1629,6 +2431,14 @@ GRANT EXECUTE ON FUNCTION
 	banked.receive(text, text, bytea, timestamptz),
 	banked.reprocess(bigint, text, text),
 	banked.dismiss(bigint, text),
+	banked.subscribe(text, regprocedure, text[], text, int, interval, interval, int, numeric, boolean, boolean, boolean, int),
+	banked.unsubscribe(text),
+	banked.pause_handler(text),
+	banked.resume_handler(text),
+	banked.alter_handler(text, regprocedure, text[], int, interval, interval, int, numeric, boolean, boolean, boolean, int),
+	banked.retry(bigint),
+	banked.retry(text, text),
+	banked.replay(text, timestamptz, timestamptz, text[]),
 	banked.stats(),
 	banked.pause(),
 	banked.resume()

@@ -13,6 +13,7 @@
 #include "miscadmin.h"
 
 #include "counters.h"
+#include "handlers/pool.h"
 #include "launcher.h"
 #include "settings.h"
 #include "watch.h"
@@ -31,5 +32,6 @@ _PG_init(void)
 		return;
 
 	counters_init();
+	pool_init();
 	launcher_init();
 }

@@ -108,6 +108,7 @@ typedef struct DatabaseHold
 {
 	Oid			database;		/* InvalidOid when free */
 	pid_t		pid;			/* the session that runs the command */
+	bool		handlers_only;	/* receivers may stay */
 } DatabaseHold;
 
 typedef struct SharedState

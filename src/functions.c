@@ -28,6 +28,7 @@
 #include "utils/varlena.h"
 
 #include "counters.h"
+#include "handlers/handler_cache.h"
 #include "receiver/delivery.h"
 #include "receiver/direct.h"
 #include "receiver/endpoint_cache.h"
@@ -328,7 +329,9 @@ banked_webhooks_config_changed(PG_FUNCTION_ARGS)
 		watch_service_changed();
 	else
 	{
-		if (strcmp(table, "quarantine") != 0)
+		if (strcmp(table, "handlers") == 0)
+			handler_cache_invalidate();
+		else if (strcmp(table, "quarantine") != 0)
 			endpoint_cache_invalidate();
 		watch_config_changed();
 	}

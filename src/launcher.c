@@ -43,6 +43,7 @@
 #include "utils/varlena.h"
 
 #include "counters.h"
+#include "handlers/dispatcher.h"
 #include "launcher.h"
 #include "settings.h"
 
@@ -96,6 +97,7 @@ launcher_exit(int code, Datum arg)
 		if (launches[i].handle != NULL)
 			TerminateBackgroundWorker(launches[i].handle);
 	}
+	dispatcher_exit();
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 	shared_state->launcher_latch = NULL;
 	LWLockRelease(shared_state->lock);
@@ -243,7 +245,7 @@ database_is_held(Oid database)
 {
 	for (int i = 0; i < MAX_HOLDS; i++)
 	{
-		if (shared_state->holds[i].database == database)
+		if (shared_state->holds[i].database == database && !shared_state->holds[i].handlers_only)
 			return true;
 	}
 	return false;
@@ -404,6 +406,7 @@ advance_all(void)
 	Oid			role = InvalidOid;
 	List	   *databases = read_wanted_databases(&role);
 	TimestampTz wake_at = 0;
+	TimestampTz dispatch_at;
 
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 	allot_slots(databases, role);
@@ -416,6 +419,9 @@ advance_all(void)
 	}
 	LWLockRelease(shared_state->lock);
 
+	dispatch_at = dispatcher_advance();
+	if (dispatch_at != 0 && (wake_at == 0 || dispatch_at < wake_at))
+		wake_at = dispatch_at;
 	if (wake_at == 0)
 		return -1;
 	return Max(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), wake_at), 1);

@@ -9,6 +9,8 @@
  */
 #include "postgres.h"
 
+#include <limits.h>
+
 #include "utils/guc.h"
 #include "utils/varlena.h"
 
@@ -17,6 +19,8 @@
 int			bw_answer_timeout = 30000;
 char	   *bw_databases = NULL;
 bool		bw_gateway_sandbox = true;
+int			bw_handler_workers = 4;
+int			bw_job_retention = 7 * 24 * 3600;
 char	   *bw_listen_addresses = NULL;
 int			bw_max_batch = 1000;
 int			bw_max_batch_size = 8 * 1024;
@@ -93,6 +97,14 @@ settings_init(void)
 							 "Forbids the gateway every system call but those that serving takes.",
 							 "When it is changed, gateways are replaced.",
 							 &bw_gateway_sandbox, true, PGC_SIGHUP, 0, NULL, NULL, NULL);
+	define_int("banked_webhooks.handler_workers",
+			   "Most processes that run handlers, for all databases together; 0 runs none.",
+			   "Each takes one of max_worker_processes.",
+			   &bw_handler_workers, 0, 64, PGC_SIGHUP, 0);
+	define_int("banked_webhooks.job_retention",
+			   "Time for which jobs that are done stay in banked.jobs.",
+			   "-1 keeps them for ever.",
+			   &bw_job_retention, -1, INT_MAX, PGC_SIGHUP, GUC_UNIT_S);
 	DefineCustomStringVariable("banked_webhooks.listen_addresses",
 							   "Addresses to listen on for webhooks, a list separated by commas.",
 							   "\"*\" stands for all addresses. Can be set per database.",

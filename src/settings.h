@@ -11,6 +11,8 @@
 extern int	bw_answer_timeout;	/* ms */
 extern char *bw_databases;		/* list of names */
 extern bool bw_gateway_sandbox;
+extern int	bw_handler_workers;
+extern int	bw_job_retention;	/* s */
 extern char *bw_listen_addresses;	/* list of addresses */
 extern int	bw_max_batch;		/* deliveries */
 extern int	bw_max_batch_size;	/* kB */

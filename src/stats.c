@@ -16,13 +16,15 @@
 #include "utils/timestamp.h"
 
 #include "counters.h"
+#include "handlers/pool.h"
 
 PG_FUNCTION_INFO_V1(banked_webhooks_stats);
 
 typedef struct Output
 {
 	ReturnSetInfo *result;
-	int			receiver;
+	int			receiver;		/* that the figure is about */
+	const char *handler;		/* if not null, about this handler */
 } Output;
 
 static void
@@ -33,7 +35,13 @@ put(Output *output, const char *metric, const char *label, const char *label_val
 	StringInfoData labels;
 
 	initStringInfo(&labels);
-	appendStringInfo(&labels, "{\"receiver\": %d", output->receiver);
+	if (output->handler != NULL)
+	{
+		appendStringInfoString(&labels, "{\"handler\": ");
+		escape_json(&labels, output->handler);
+	}
+	else
+		appendStringInfo(&labels, "{\"receiver\": %d", output->receiver);
 	if (label != NULL)
 	{
 		appendStringInfoString(&labels, ", ");
@@ -127,6 +135,41 @@ put_counters(Output *output, Counters *counters)
 	put_integer(output, "pending_bytes", NULL, NULL, pg_atomic_read_u64(&counters->pending_size));
 }
 
+static void
+put_handler(Output *output, const HandlerEntry *entry, int workers, int idle)
+{
+	output->handler = entry->name;
+	put_integer(output, "jobs", "outcome", "done", entry->totals.done);
+	put_integer(output, "jobs", "outcome", "failed", entry->totals.failed);
+	put_integer(output, "jobs", "outcome", "crashed", entry->totals.crashed);
+	put_integer(output, "jobs", "outcome", "dead", entry->totals.dead);
+	put_real(output, "job_seconds", (double) entry->totals.run_time / USECS_PER_SEC);
+	put_integer(output, "handler_workers", "state", "busy", workers - idle);
+	put_integer(output, "handler_workers", "state", "idle", idle);
+	output->handler = NULL;
+}
+
+static void
+put_handlers(Output *output)
+{
+	for (int i = 0; i < MAX_HANDLERS; i++)
+	{
+		HandlerEntry entry;
+		int			workers;
+		int			idle = 0;
+
+		LWLockAcquire(pool_state->lock, LW_SHARED);
+		entry = pool_state->entries[i];
+		workers = pool_count_workers(&pool_state->entries[i]);
+		for (int k = 0; k < MAX_HANDLER_WORKERS; k++)
+			idle += pool_state->workers[k].used && pool_state->workers[k].entry == i &&
+				pool_state->workers[k].idle;
+		LWLockRelease(pool_state->lock);
+		if (entry.used && entry.database == MyDatabaseId)
+			put_handler(output, &entry, workers, idle);
+	}
+}
+
 /*
  * banked_webhooks_stats() -> setof (metric text, labels jsonb, value numeric)
  */
@@ -144,6 +187,7 @@ banked_webhooks_stats(PG_FUNCTION_ARGS)
 
 	InitMaterializedSRF(fcinfo, 0);
 	output.result = (ReturnSetInfo *) fcinfo->resultinfo;
+	output.handler = NULL;
 	for (int i = 0; i < MAX_SLOTS; i++)
 	{
 		ReceiverSlot *slot = &shared_state->slots[i];
@@ -159,5 +203,6 @@ banked_webhooks_stats(PG_FUNCTION_ARGS)
 		put_processes(&output, copy);
 		put_counters(&output, &slot->counters);
 	}
+	put_handlers(&output);
 	return (Datum) 0;
 }

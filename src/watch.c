@@ -28,6 +28,7 @@
 #include "catalog/pg_extension.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
+#include "commands/extension.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "tcop/utility.h"
@@ -38,10 +39,20 @@
 #include "utils/wait_event.h"
 
 #include "counters.h"
+#include "handlers/pool.h"
 #include "watch.h"
 
 /* How long a command waits for the receivers to end before it goes on without, in milliseconds. */
 #define HOLD_TIMEOUT 10000
+
+/* The handlers that a transaction makes jobs for. */
+#define MAX_READY MAX_HANDLERS
+
+typedef struct ReadyJobs
+{
+	char		handler[HANDLER_NAME_SIZE];
+	int			count;
+} ReadyJobs;
 
 #define WORKER_ROLE "banked_webhooks_worker"
 
@@ -51,6 +62,8 @@ static ProcessUtility_hook_type previous_process_utility = NULL;
 /* What the current transaction did. */
 static bool config_changed = false;
 static bool service_changed = false;
+static ReadyJobs ready_jobs[MAX_READY];
+static int	ready_count = 0;
 static DatabaseHold *my_hold = NULL;
 static bool exit_callback_registered = false;
 
@@ -102,8 +115,11 @@ transaction_ended(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, vo
 		return;
 	if (isCommit && (config_changed || service_changed))
 		publish_changes();
+	for (int i = 0; isCommit && i < ready_count; i++)
+		pool_wake(ready_jobs[i].handler, ready_jobs[i].count);
 	config_changed = false;
 	service_changed = false;
+	ready_count = 0;
 	release_hold();
 }
 
@@ -148,7 +164,7 @@ database_is_served(Oid database)
 
 /* Takes a free hold on a served database; returns false when there is nothing to hold. */
 static bool
-take_hold(Oid database)
+take_hold(Oid database, bool handlers_only)
 {
 	if (!exit_callback_registered)
 	{
@@ -168,6 +184,7 @@ take_hold(Oid database)
 		{
 			my_hold->database = database;
 			my_hold->pid = MyProcPid;
+			my_hold->handlers_only = handlers_only;
 			counters_wake_launcher();
 		}
 	}
@@ -177,12 +194,12 @@ take_hold(Oid database)
 
 /* Keeps a database free of receivers until this transaction ends. */
 static void
-hold_database(Oid database)
+hold_database(Oid database, bool handlers_only)
 {
 	TimestampTz give_up;
 	bool		running;
 
-	if (!take_hold(database))
+	if (!take_hold(database, handlers_only))
 		return;
 
 	give_up = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), HOLD_TIMEOUT);
@@ -190,8 +207,9 @@ hold_database(Oid database)
 	for (;;)
 	{
 		LWLockAcquire(shared_state->lock, LW_SHARED);
-		running = database_has_receivers(database);
+		running = !handlers_only && database_has_receivers(database);
 		LWLockRelease(shared_state->lock);
+		running = running || pool_database_is_busy(database);
 		if (!running || GetCurrentTimestamp() >= give_up)
 			break;
 		ConditionVariableTimedSleep(&shared_state->receiver_gone, 1000, PG_WAIT_EXTENSION);
@@ -255,6 +273,29 @@ moves_tablespace(AlterDatabaseStmt *stmt)
 }
 
 /*
+ * Does the command drop our extension, by a user who may?  It takes locks that
+ * a handler's transaction would keep from it for as long as its function runs.
+ */
+static bool
+drops_extension(DropStmt *stmt)
+{
+	ListCell   *cell;
+
+	if (stmt->removeType != OBJECT_EXTENSION)
+		return false;
+	foreach(cell, stmt->objects)
+	{
+		Oid			extension;
+
+		if (strcmp(strVal(lfirst(cell)), "banked_webhooks") != 0)
+			continue;
+		extension = get_extension_oid("banked_webhooks", true);
+		return OidIsValid(extension) && pg_extension_ownercheck(extension, GetUserId());
+	}
+	return false;
+}
+
+/*
  * Takes a hold when the command needs a database without other sessions and
  * the user may run it: nobody can interrupt the service by commands that fail
  * for want of privilege.
@@ -283,6 +324,10 @@ hold_for_command(Node *command)
 			name = template_of(castNode(CreatedbStmt, command));
 			copies = true;
 			break;
+		case T_DropStmt:
+			if (drops_extension(castNode(DropStmt, command)))
+				hold_database(MyDatabaseId, true);
+			break;
 		default:
 			break;
 	}
@@ -294,7 +339,7 @@ hold_for_command(Node *command)
 		return;
 	if (pg_database_ownercheck(database, GetUserId()) ||
 		(copies && may_copy(database)))
-		hold_database(database);
+		hold_database(database, false);
 }
 
 /*
@@ -400,4 +445,21 @@ void
 watch_service_changed(void)
 {
 	service_changed = true;
+}
+
+void
+watch_jobs_ready(const char *handler, int count)
+{
+	for (int i = 0; i < ready_count; i++)
+	{
+		if (strcmp(ready_jobs[i].handler, handler) == 0)
+		{
+			ready_jobs[i].count += count;
+			return;
+		}
+	}
+	if (ready_count == MAX_READY)
+		return;					/* more than can have workers */
+	strlcpy(ready_jobs[ready_count].handler, handler, HANDLER_NAME_SIZE);
+	ready_jobs[ready_count++].count = count;
 }

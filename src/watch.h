@@ -26,4 +26,10 @@ extern void watch_config_changed(void);
  */
 extern void watch_service_changed(void);
 
+/*
+ * To be called in a transaction that made jobs of a handler ready: wakes its
+ * workers when it commits.
+ */
+extern void watch_jobs_ready(const char *handler, int count);
+
 #endif							/* BW_WATCH_H */

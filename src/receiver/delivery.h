@@ -78,6 +78,9 @@ typedef struct Delivery
 
 	/* working state of event_store.c */
 	int64		seq;
+	int			revision;
+	const char *stored_id;		/* identity of the row that it became, null when none */
+	const char *stored_type;
 	struct Delivery *same_as;	/* an earlier one of the batch with the same bytes and signature */
 } Delivery;
 

@@ -295,21 +295,26 @@ filter_matches(const char *filter, const char *event_type)
 }
 
 bool
-endpoint_wants(const Endpoint *endpoint, const char *event_type, bool bare_mandate)
+event_type_matches(char **filters, int count, const char *event_type, bool bare_mandate)
 {
 	char	   *full = NULL;
 
-	if (endpoint->all_events)
-		return true;
 	if (bare_mandate)
 		full = psprintf("mandate_%s", event_type);
-	for (int i = 0; i < endpoint->event_count; i++)
+	for (int i = 0; i < count; i++)
 	{
-		if (filter_matches(endpoint->events[i], event_type) ||
-			(full != NULL && filter_matches(endpoint->events[i], full)))
+		if (filter_matches(filters[i], event_type) ||
+			(full != NULL && filter_matches(filters[i], full)))
 			return true;
 	}
 	return false;
+}
+
+bool
+endpoint_wants(const Endpoint *endpoint, const char *event_type, bool bare_mandate)
+{
+	return endpoint->all_events ||
+		event_type_matches(endpoint->events, endpoint->event_count, event_type, bare_mandate);
 }
 
 PathEntry *

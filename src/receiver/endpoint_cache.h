@@ -60,9 +60,12 @@ extern const Endpoint *endpoint_cache_find(const char *path, Size length);
 extern const Endpoint *endpoint_cache_find_id(const pg_uuid_t *endpoint_id);
 
 /*
- * Does the endpoint want events of this type?  bare_mandate says that the type
+ * Does one of these event types and patterns match a type?  bare_mandate says that the type
  * comes from a v3 mandate body that names it without the prefix "mandate_".
  */
+extern bool event_type_matches(char **filters, int count, const char *event_type, bool bare_mandate);
+
+/* Does the endpoint want events of this type? */
 extern bool endpoint_wants(const Endpoint *endpoint, const char *event_type, bool bare_mandate);
 
 /* All paths that the gateway must know, in palloc'ed memory that points into the cache. */

@@ -48,6 +48,8 @@
 #include "utils/xid8.h"
 
 #include "event_store.h"
+#include "handlers/handler_cache.h"
+#include "handlers/job_queue.h"
 #include "statements.h"
 
 /* Memory that a tuplestore may take before it goes to disk: a batch is bounded elsewhere. */
@@ -114,13 +116,13 @@ static const struct
 static Statement insert_events = {
 	.sql = "INSERT INTO banked.events (" COMMON_COLUMNS ") "
 	"SELECT " COMMON_COLUMNS " FROM new_events "
-	"ON CONFLICT DO NOTHING RETURNING seq"
+	"ON CONFLICT DO NOTHING RETURNING seq, event_id, event_type"
 };
 
 static Statement insert_revision = {
 	.sql = "INSERT INTO banked.event_revisions (" COMMON_COLUMNS ", kind) "
 	"SELECT " COMMON_COLUMNS ", kind FROM new_events "
-	"ON CONFLICT DO NOTHING RETURNING seq"
+	"ON CONFLICT DO NOTHING RETURNING seq, event_id, event_type"
 };
 
 /*
@@ -193,6 +195,14 @@ static Statement find_next_attempt = {
 	"ORDER BY next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED"
 };
 
+/* A row that an INSERT has made: a user's trigger may have changed its identity. */
+typedef struct ReturnedRow
+{
+	int64		seq;
+	char	   *event_id;
+	char	   *event_type;
+} ReturnedRow;
+
 /* A stored row of a delivery's event_id. */
 typedef struct StoredRow
 {
@@ -222,23 +232,6 @@ set_text(Datum *values, bool *nulls, int column, const char *text)
 	nulls[column] = (text == NULL);
 	if (text != NULL)
 		values[column] = CStringGetTextDatum(text);
-}
-
-/* Makes a tuplestore visible to the statements of the current SPI connection. */
-static void
-register_store(char *name, TupleDesc tupdesc, Tuplestorestate *store, int rows)
-{
-	EphemeralNamedRelation relation = palloc0(sizeof(EphemeralNamedRelationData));
-
-	(void) SPI_unregister_relation(name);
-	relation->md.name = name;
-	relation->md.reliddesc = InvalidOid;
-	relation->md.tupdesc = tupdesc;
-	relation->md.enrtype = ENR_NAMED_TUPLESTORE;
-	relation->md.enrtuples = rows;
-	relation->reldata = store;
-	if (SPI_register_relation(relation) < 0)
-		elog(ERROR, "could not register the rows of a batch");
 }
 
 static TupleDesc
@@ -362,19 +355,45 @@ result_int64(uint64 row, int column)
 }
 
 static int
-compare_seq(const void *a, const void *b)
+compare_returned(const void *a, const void *b)
 {
-	int64		left = *(const int64 *) a;
-	int64		right = *(const int64 *) b;
+	int64		left = ((const ReturnedRow *) a)->seq;
+	int64		right = ((const ReturnedRow *) b)->seq;
 
 	return left < right ? -1 : left > right;
 }
 
-/* Did the last INSERT ... RETURNING seq return this one?  seqs is sorted. */
-static bool
-was_returned(const int64 *seqs, uint64 count, int64 seq)
+/* What the last INSERT returned, sorted by seq and palloc'ed. */
+static ReturnedRow *
+take_returned(uint64 *count)
 {
-	return count > 0 && bsearch(&seq, seqs, count, sizeof(int64), compare_seq) != NULL;
+	ReturnedRow *rows = palloc(sizeof(ReturnedRow) * (SPI_processed + 1));
+
+	*count = SPI_processed;
+	for (uint64 i = 0; i < *count; i++)
+	{
+		rows[i].seq = result_int64(i, 1);
+		rows[i].event_id = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2);
+		rows[i].event_type = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 3);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	qsort(rows, *count, sizeof(ReturnedRow), compare_returned);
+	return rows;
+}
+
+/* Did the delivery become one of these rows?  Then it is told as which. */
+static bool
+was_returned(const ReturnedRow *rows, uint64 count, Delivery *delivery)
+{
+	ReturnedRow key = {.seq = delivery->seq};
+	const ReturnedRow *row = count == 0 ? NULL :
+	bsearch(&key, rows, count, sizeof(ReturnedRow), compare_returned);
+
+	if (row == NULL)
+		return false;
+	delivery->stored_id = row->event_id;
+	delivery->stored_type = row->event_type;
+	return true;
 }
 
 /*
@@ -387,31 +406,25 @@ insert_new(Delivery **deliveries, int count)
 {
 	Tuplestorestate *store = tuplestore_begin_heap(false, false, STORE_MEMORY_KB);
 	FullTransactionId stored_by = take_seqs(deliveries, count);
-	int64	   *seqs;
+	ReturnedRow *rows;
 	uint64		returned;
 	int			left = 0;
 
 	for (int i = 0; i < count; i++)
 		put_event(store, deliveries[i], stored_by, 0, NULL);
-	register_store("new_events", new_events_descriptor(), store, count);
+	statements_register_rows("new_events", new_events_descriptor(), store, count);
 	(void) statements_run(&insert_events, NULL, NULL, 0);
 	tuplestore_end(store);
 
-	returned = SPI_processed;
-	seqs = palloc(sizeof(int64) * (returned + 1));
-	for (uint64 row = 0; row < returned; row++)
-		seqs[row] = result_int64(row, 1);
-	SPI_freetuptable(SPI_tuptable);
-	qsort(seqs, returned, sizeof(int64), compare_seq);
-
+	rows = take_returned(&returned);
 	for (int i = 0; i < count; i++)
 	{
-		if (was_returned(seqs, returned, deliveries[i]->seq))
+		if (was_returned(rows, returned, deliveries[i]))
 			deliveries[i]->outcome = OUTCOME_STORED;
 		else
 			deliveries[left++] = deliveries[i];
 	}
-	pfree(seqs);
+	pfree(rows);
 	return left;
 }
 
@@ -477,7 +490,7 @@ find_rows(Delivery **deliveries, int count)
 		values[1] = CStringGetTextDatum(deliveries[i]->event_id);
 		tuplestore_putvalues(store, event_ids_descriptor(), values, nulls);
 	}
-	register_store("event_ids", event_ids_descriptor(), store, count);
+	statements_register_rows("event_ids", event_ids_descriptor(), store, count);
 
 	/* The tables grow faster than their statistics: only the key's index will do. */
 	level = NewGUCNestLevel();
@@ -569,13 +582,16 @@ try_revision(Delivery *delivery, int revision, Outcome kind)
 {
 	Tuplestorestate *store = tuplestore_begin_heap(false, false, STORE_MEMORY_KB);
 	FullTransactionId stored_by = take_seqs(&delivery, 1);
+	ReturnedRow *rows;
+	uint64		returned;
 
 	put_event(store, delivery, stored_by, revision, counters_outcome_name(kind));
-	register_store("new_events", new_events_descriptor(), store, 1);
+	statements_register_rows("new_events", new_events_descriptor(), store, 1);
 	(void) statements_run(&insert_revision, NULL, NULL, 0);
 	tuplestore_end(store);
-	SPI_freetuptable(SPI_tuptable);
-	return SPI_processed == 1;
+	rows = take_returned(&returned);
+	delivery->revision = revision;
+	return was_returned(rows, returned, delivery);
 }
 
 /* What a delivery looks like as a stored row. */
@@ -808,6 +824,13 @@ run_deferred_triggers(void)
 }
 
 static void
+enqueue_jobs(Delivery **deliveries, int count)
+{
+	handler_cache_refresh();
+	job_queue_enqueue(deliveries, count);
+}
+
+static void
 remove_from_quarantine(int64 quarantine_id)
 {
 	Identity	before;
@@ -829,6 +852,8 @@ event_store_write(Delivery **deliveries, int count)
 	{
 		deliveries[i]->outcome = deliveries[i]->judged;
 		deliveries[i]->same_as = NULL;
+		deliveries[i]->stored_id = NULL;
+		deliveries[i]->revision = 0;
 		if (deliveries[i]->judged == OUTCOME_PENDING)
 			events[event_count++] = deliveries[i];
 	}
@@ -840,6 +865,7 @@ event_store_write(Delivery **deliveries, int count)
 		write_events(events, event_count);
 		run_deferred_triggers();
 		statements_restore(&before);
+		enqueue_jobs(events, event_count);
 	}
 	for (int i = 0; i < count; i++)
 	{
@@ -863,6 +889,7 @@ event_store_write_known(Delivery *delivery)
 		return false;
 	delivery->outcome = OUTCOME_PENDING;
 	delivery->same_as = NULL;
+	delivery->stored_id = NULL;
 
 	SPI_connect();
 	statements_become_worker(&before);
@@ -870,6 +897,7 @@ event_store_write_known(Delivery *delivery)
 	(void) resolve_known(delivery, rows);
 	run_deferred_triggers();
 	statements_restore(&before);
+	enqueue_jobs(&delivery, 1);
 	if (delivery->outcome == OUTCOME_QUARANTINED)
 		event_store_quarantine(delivery);
 	else if (delivery->outcome != OUTCOME_PENDING && delivery->quarantine_id != 0)

@@ -140,18 +140,8 @@ quarantine_payload(TupleTableSlot *slot)
 }
 
 static void
-notify_row(TupleTableSlot *slot)
+send_or_collect(const char *payload)
 {
-	char	   *payload;
-
-	if (SPI_fnumber(slot->tts_tupleDescriptor, "quarantine_id") > 0)
-		payload = quarantine_payload(slot);
-	else
-	{
-		payload = event_payload(slot, true);
-		if (strlen(payload) > MAX_PAYLOAD)
-			payload = event_payload(slot, false);
-	}
 	if (strlen(payload) > MAX_PAYLOAD)
 		return;
 
@@ -164,6 +154,22 @@ notify_row(TupleTableSlot *slot)
 	}
 	else
 		Async_Notify(CHANNEL, payload);
+}
+
+static void
+notify_row(TupleTableSlot *slot)
+{
+	char	   *payload;
+
+	if (SPI_fnumber(slot->tts_tupleDescriptor, "quarantine_id") > 0)
+		payload = quarantine_payload(slot);
+	else
+	{
+		payload = event_payload(slot, true);
+		if (strlen(payload) > MAX_PAYLOAD)
+			payload = event_payload(slot, false);
+	}
+	send_or_collect(payload);
 }
 
 /*
@@ -207,6 +213,13 @@ banked_webhooks_notify(PG_FUNCTION_ARGS)
 	MemoryContextDelete(row_context);
 	ExecDropSingleTupleTableSlot(slot);
 	return PointerGetDatum(NULL);
+}
+
+void
+notify_payload(const char *payload)
+{
+	if (bw_notify && (collect_context != NULL || queue_has_room()))
+		send_or_collect(payload);
 }
 
 void

@@ -5,6 +5,9 @@
 #ifndef BW_NOTIFY_H
 #define BW_NOTIFY_H
 
+/* Notifies as the triggers do: unless that is off, and as far as the queue has room. */
+extern void notify_payload(const char *payload);
+
 /*
  * From now on this process only collects what its transactions would notify;
  * called once, by a receiver.

@@ -40,6 +40,7 @@
 #include "endpoint_cache.h"
 #include "event_store.h"
 #include "gateway_process.h"
+#include "handlers/scheduler.h"
 #include "notify.h"
 #include "receiver.h"
 #include "rejection_log.h"
@@ -849,7 +850,7 @@ wait_time(void)
 		until = earlier(until, receiver.refresh_at);
 
 	if (my_slot->number == 0)
-		until = earlier(until, retry_time());
+		until = earlier(until, earlier(retry_time(), scheduler_due_at()));
 	if (receiver.listeners.count == 0)
 		until = earlier(until, receiver.listen_at);
 	else if (gateway->pid == 0)
@@ -933,6 +934,9 @@ main_loop(void)
 			return;
 		if (receiver.gateway.pid != 0)
 			flush_gateway();
+		/* Handlers come last: the gateway has its news by now. */
+		if (my_slot->number == 0)
+			scheduler_run(receiver.generation);
 
 		link_readable = wait_for_events(&waited);
 		CHECK_FOR_INTERRUPTS();

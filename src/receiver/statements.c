@@ -27,6 +27,8 @@
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/queryenvironment.h"
+#include "utils/tuplestore.h"
 
 #include "statements.h"
 
@@ -53,6 +55,22 @@ statements_run(Statement *statement, Datum *values, const char *nulls, long max_
 	if (result < 0)
 		elog(ERROR, "could not execute a statement: %s", SPI_result_code_string(result));
 	return result;
+}
+
+void
+statements_register_rows(char *name, TupleDesc tupdesc, Tuplestorestate *store, int rows)
+{
+	EphemeralNamedRelation relation = palloc0(sizeof(EphemeralNamedRelationData));
+
+	(void) SPI_unregister_relation(name);
+	relation->md.name = name;
+	relation->md.reliddesc = InvalidOid;
+	relation->md.tupdesc = tupdesc;
+	relation->md.enrtype = ENR_NAMED_TUPLESTORE;
+	relation->md.enrtuples = rows;
+	relation->reldata = store;
+	if (SPI_register_relation(relation) < 0)
+		elog(ERROR, "could not register the rows of a batch");
 }
 
 static Oid

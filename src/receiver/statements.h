@@ -35,6 +35,9 @@ typedef struct Identity
  */
 extern int	statements_run(Statement *statement, Datum *values, const char *nulls, long max_rows);
 
+/* Makes rows visible, under a name, to the statements of the current SPI connection. */
+extern void statements_register_rows(char *name, TupleDesc tupdesc, Tuplestorestate *store, int rows);
+
 /*
  * Rises to the owner of the extension, for the extension's own statements
  * alone: no code of a user may run before statements_restore.  search_path is

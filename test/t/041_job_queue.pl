@@ -1,0 +1,241 @@
+
+# The queue itself: workers racing, order, rate, fairness, crashes, shutdowns, wake-ups.
+
+use strict;
+use warnings;
+
+use BankedWebhooks;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(time usleep);
+
+my $service = BankedWebhooks->new(conf => <<'CONF');
+banked_webhooks.handler_workers = 4
+max_worker_processes = 16
+restart_after_crash = on
+track_commit_timestamp = off
+CONF
+my $node = $service->node;
+
+$service->register('/hook');
+$service->sql(<<'SQL');
+create role shop login connection limit 0;
+grant banked_webhooks_admin, banked_webhooks_reader to shop;
+create schema shop authorization shop;
+set role shop;
+create table shop.log (id serial, handler text, event_id text, resource_id text, began timestamptz, ended timestamptz);
+create function shop.note(handler text, event banked.events, seconds float8) returns void language plpgsql as $$
+declare began timestamptz := clock_timestamp();
+begin
+	perform pg_sleep(seconds);
+	insert into shop.log (handler, event_id, resource_id, began, ended)
+	values (handler, event.event_id, event.resource_id, began, clock_timestamp());
+end $$;
+SQL
+
+sub shop { my ($sql) = @_; return $service->sql("set role shop; $sql"); }
+
+sub handler
+{
+	my ($name, $seconds, $options) = @_;
+	$options = $options ? ", $options" : '';
+	shop(qq{create or replace function shop.$name(event banked.events) returns void language plpgsql as \$f\$ begin perform shop.note('$name', event, $seconds); end \$f\$;
+		select banked.subscribe('$name', 'shop.$name(banked.events)', array['payment_$name'] $options)});
+}
+
+sub deliver { my ($id, $name, %more) = @_; return $service->post('/hook', event($id, "payment_$name", %more)); }
+
+# As many events at once as it takes: in the transaction of a session.
+sub deliver_many
+{
+	my ($name, $count, $resource) = @_;
+	$resource //= 'i';
+	$service->sql(qq{
+		select count(r.status) from generate_series(1, $count) as i
+			cross join lateral (select convert_to(jsonb_build_object('id', '$name-' || i, 'type', 'payment_$name', 'version', 'v3', 'data_version', 3,
+				'data', jsonb_build_object('id', ($resource)::text))::text, 'UTF8') as body) as b
+			cross join lateral banked.receive('/hook', banked.sign(b.body, '$KEY'), b.body) as r});
+}
+
+sub count_jobs { my ($name, $state) = @_; return $service->sql("select count(*) from banked.jobs where handler = '$name' and state = '$state'"); }
+
+sub ok_all_done
+{
+	my ($name, $count, $limit) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	ok_until(sub { count_jobs($name, 'done') == $count }, "all $count jobs of $name are done", $limit)
+	  or diag $service->sql("select * from banked.handler_status where handler = '$name'");
+	return;
+}
+
+sub overlap
+{
+	my ($name) = @_;
+	return $service->sql("select max(n) from (select count(*) as n from shop.log as a join shop.log as b on b.handler = a.handler and b.began <= a.began and b.ended > a.began where a.handler = '$name' group by a.id) as s");
+}
+
+# Wake-up: from the answer to the start of the function.
+handler(quick => 0);
+ok_until(sub { deliver('q0', 'quick') == 200 }, 'a delivery');
+ok_all_done(quick => 1);
+my @latencies;
+foreach my $i (1 .. 40)
+{
+	deliver("q$i", 'quick');
+	my $answered = time;
+	wait_until(sub { $service->sql("select count(*) from shop.log where event_id = 'q$i'") });
+	my $began = $service->sql("select extract(epoch from began) from shop.log where event_id = 'q$i'");
+	push @latencies, 1000 * ($began - $answered);
+}
+@latencies = sort { $a <=> $b } @latencies;
+cmp_ok($latencies[20], '<', 5, sprintf 'median from the answer to the start of the function: %.2f ms', $latencies[20]);
+
+# Nothing is due: nobody works.
+my ($worker) = $service->pids('handler');
+my $cpu = sub { (split ' ', slurp_file("/proc/$worker/stat"))[13] + (split ' ', slurp_file("/proc/$worker/stat"))[14] };
+my $switches = sub { slurp_file("/proc/$worker/status") =~ /^voluntary_ctxt_switches:\s+(\d+)/m ? $1 : die };
+usleep 300_000;
+my $before = $switches->();
+$service->sql('select pg_sleep(1)');
+cmp_ok($switches->() - $before, '<', 3, 'an idle worker sleeps');
+
+# Workers racing: each job once.
+handler(race => 0);
+deliver_many(race => 500);
+ok_all_done(race => 500, 30);
+is($service->sql(q(select count(*) || ' ' || count(distinct event_id) from shop.log where handler = 'race')), '500 500', 'each exactly once');
+cmp_ok($service->sql(q(select count(distinct worker_pid) from banked.jobs where handler = 'race')), '>=', 1, 'by one worker or more');
+
+# A slow handler has the workers that it may, and starves nobody.
+handler(slow => 0.3);
+deliver_many(slow => 12);
+ok_until(sub { count_jobs(slow => 'done') >= 1 }, 'a slow handler is at work');
+my $start = time;
+deliver('q100', 'quick');
+ok_until(sub { $service->sql(q(select count(*) from shop.log where event_id = 'q100')) == 1 }, 'another one runs meanwhile');
+cmp_ok(time - $start, '<', 1, '... at once');
+handler(late => 0);
+deliver('late-1', 'late');
+ok_until(sub { $service->sql(q(select count(*) from shop.log where event_id = 'late-1')) == 1 }, 'and one that came later, too');
+ok_all_done(slow => 12, 20);
+cmp_ok(overlap('slow'), '>=', 2, 'more than one worker ran the slow one: ' . overlap('slow'));
+
+# Concurrency.
+handler(narrow => 0.05, 'concurrency => 1');
+deliver_many(narrow => 8);
+ok_all_done(narrow => 8);
+is(overlap('narrow'), 1, 'concurrency => 1: one at a time');
+
+# Rate.
+handler(rated => 0, 'rate => 10');
+deliver_many(rated => 15);
+ok_all_done(rated => 15);
+my $span = $service->sql(q(select extract(epoch from max(began) - min(began)) from shop.log where handler = 'rated'));
+cmp_ok($span, '>=', 1.25, "rate => 10: 15 jobs take $span s");
+cmp_ok($span, '<', 5, '... and not much longer');
+
+# Order: within a resource, though some fail.
+shop(q{create sequence shop.tries; create function shop.ordered(event banked.events) returns void language plpgsql as $f$
+	begin
+		if event.resource_id = '1' and event.event_id = 'ordered-4' and nextval('shop.tries') < 3 then raise 'not yet'; end if;
+		perform shop.note('ordered', event, 0.005 * random());
+	end $f$;
+	select banked.subscribe('ordered', 'shop.ordered(banked.events)', array['payment_ordered'], ordered => true, backoff => '150 ms')});
+deliver_many(ordered => 30, 'i % 3');
+ok_all_done(ordered => 30, 20);
+is($service->sql(q(select count(*) from (select split_part(event_id, '-', 2)::int as n, lag(split_part(event_id, '-', 2)::int) over (partition by resource_id order by began) as before from shop.log where handler = 'ordered') as s where before > n)),
+	0, 'ordered: each resource in order of arrival');
+is($service->sql(q(select max(began) filter (where resource_id <> '1') < min(began) filter (where event_id = 'ordered-4') from shop.log where handler = 'ordered')), 't', 'a failing one holds back its own resource alone');
+
+# Batches: one transaction, one failure does not touch the others; an error at commit has all run alone.
+shop(q{create table shop.deferred (event_id text unique deferrable initially deferred);
+	create function shop.batched(event banked.events) returns void language plpgsql as $f$
+	begin
+		if event.event_id = 'batched-7' then raise 'not this one'; end if;
+		if event.event_id in ('batched-12', 'batched-13') then insert into shop.deferred values ('same'); end if;
+		perform shop.note('batched', event, 0);
+	end $f$;
+	select banked.subscribe('batched', 'shop.batched(banked.events)', array['payment_batched'], batch => 10, max_attempts => 1, concurrency => 1)});
+shop(q{select banked.pause_handler('batched')});
+deliver_many(batched => 40);
+is(count_jobs(batched => 'ready'), 40, 'jobs wait while their handler is paused');
+shop(q{select banked.resume_handler('batched')});
+ok_until(sub { count_jobs(batched => 'done') == 38 && count_jobs(batched => 'dead') == 2 }, 'batch => 10: 38 done, 2 dead');
+is($service->sql(q(select count(distinct event_id) || ' ' || count(*) from shop.log where handler = 'batched')), '38 38', 'each once');
+
+# kill -9 in the middle of a function: the server restarts, nothing is half done, the job goes on.
+handler(killed => 0.4, q{backoff => '100 ms'});
+deliver('killed-1', 'killed');
+ok_until(sub { count_jobs(killed => 'running') == 1 }, 'a job runs');
+$service->allow('was terminated by signal 9', 'terminating connection because of crash', 'another server process exited abnormally', 'current transaction is aborted',
+	'in the middle of its shutdown', 'the database system is (?:in recovery mode|not yet accepting connections|starting up)', 'terminating any other active');
+my ($victim) = $service->sql(q(select worker_pid from banked.jobs where handler = 'killed'));
+kill 'KILL', $victim;
+ok_until(sub { my ($ret, $out) = $node->psql('postgres', q(select count(*) from banked.jobs where handler = 'killed' and state = 'done')); ($out // '') eq '1' }, 'its job is done after the restart', 30);
+is($service->sql(q(select attempts from banked.jobs where handler = 'killed')), 2, 'in the second attempt');
+is($service->sql(q(select reason from banked.job_attempts join banked.jobs using (job_id) where handler = 'killed')), 'crashed', 'the first has crashed');
+is($service->sql(q(select count(*) from shop.log where handler = 'killed')), 1, 'it was done once');
+
+# A shutdown does not count.
+handler(patient => 1);
+deliver('patient-1', 'patient');
+ok_until(sub { count_jobs(patient => 'running') == 1 }, 'a job runs');
+$service->allow('terminating background worker "banked_webhooks handler', 'terminating connection due to administrator command');
+$node->stop('fast');
+$node->start;
+$service->wait_for_port;
+ok_all_done(patient => 1);
+is($service->sql(q(select attempts from banked.jobs where handler = 'patient')), 1, 'a fast shutdown in the middle of a job does not count');
+is($service->sql(q(select count(*) from banked.job_attempts join banked.jobs using (job_id) where handler = 'patient')), 0, 'no failed attempt');
+
+# pause() ends workers, a job included, and that does not count either.
+deliver('patient-2', 'patient');
+ok_until(sub { count_jobs(patient => 'running') == 1 }, 'a job runs');
+$service->sql('select banked.pause()');
+ok_until(sub { !$service->pids('handler') }, 'pause() ends the handlers');
+$service->sql('select banked.resume()');
+ok_all_done(patient => 2);
+is($service->sql(q(select max(attempts) from banked.jobs where handler = 'patient')), 1, 'which does not count');
+
+# The launcher is replaced: its workers end with it, and that does not count.
+deliver('patient-3', 'patient');
+ok_until(sub { count_jobs(patient => 'running') == 1 }, 'a job runs');
+my ($launcher) = $service->pids('launcher');
+$service->sql("select pg_terminate_backend($launcher)");
+ok_all_done(patient => 3);
+is($service->sql(q(select max(attempts) from banked.jobs where handler = 'patient')), 1, 'the end of the launcher does not count');
+
+# One worker for all handlers: they take turns.
+$service->sql(q(alter system set banked_webhooks.handler_workers = 1));
+$node->reload;
+handler(much => 0.3);
+handler(little => 0);
+deliver_many(much => 8);
+deliver_many(little => 2);
+ok_all_done(much => 8, 30);
+ok_all_done(little => 2);
+is($service->sql(q(select (select min(began) from shop.log where handler = 'little') < (select max(began) from shop.log where handler = 'much'))), 't',
+	'handler_workers = 1: a long queue does not keep the worker');
+cmp_ok(scalar(() = $service->pids('handler')), '<=', 1, 'there is one worker');
+$service->sql(q(alter system reset banked_webhooks.handler_workers));
+$node->reload;
+
+# Commands that need the database for themselves.
+$service->sql('create database elsewhere');
+is($service->sql('create database copy template postgres; drop database copy', 'elsewhere') // '', '', 'CREATE DATABASE ... TEMPLATE works beside workers');
+ok_until(sub { $service->pids('handler') }, 'and they come back');
+
+# Retention.
+$service->sql(q(alter system set banked_webhooks.job_retention = '1s'));
+$node->reload;
+deliver('q200', 'quick');
+ok_until(sub { $service->sql(q(select count(*) from banked.jobs where state = 'done')) == 0 }, 'jobs that are done are removed after their time', 20);
+cmp_ok($service->sql(q(select count(*) from banked.jobs)), '>', 0, 'dead ones stay');
+
+# DROP EXTENSION.
+$service->sql('drop extension banked_webhooks cascade');
+ok_until(sub { !$service->pids('handler') }, 'DROP EXTENSION ends the workers');
+is($service->sql(q(select count(*) > 0 from banked.handlers)), 't', 'and keeps the handlers');
+
+$service->check_log;
+done_testing();
