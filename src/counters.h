@@ -8,7 +8,8 @@
  *
  * Locking: every plain field of SharedState and of its slots is read and
  * written under SharedState.lock, with three exceptions: the counters, which
- * are atomics with one writer (the slot's receiver); generation, an atomic
+ * are atomics with one writer (the slot's receiver), those of keys included
+ * (which key a count is of changes under the lock); generation, an atomic
  * that anybody may increase; and parked_at while a receiver decides about
  * itself (it holds the lock when it writes).  Nothing is done under the lock
  * that can wait or fail.  Only plain data, latches, locks and atomics are
@@ -24,10 +25,12 @@
 #include "storage/condition_variable.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
+#include "utils/uuid.h"
 
 #include "frame.h"
 
 #define MAX_SLOTS 64			/* receivers of all databases together */
+#define MAX_COUNTED_KEYS 32		/* signing keys that a slot counts deliveries of */
 #define MAX_HOLDS 16			/* commands that keep a database free of receivers at one time */
 
 /* What became of a delivery that reached the receiver. */
@@ -76,6 +79,14 @@ typedef struct Counters
 	pg_atomic_uint64 sandboxed;
 } Counters;
 
+/* How a signing key is used; free while last_used is 0. */
+typedef struct KeyUse
+{
+	pg_uuid_t	key_id;
+	pg_atomic_uint64 deliveries;	/* authentic ones, since the server started */
+	pg_atomic_uint64 last_used; /* TimestampTz, arrival of the last one */
+} KeyUse;
+
 typedef struct ReceiverSlot
 {
 	bool		used;			/* given out by the launcher */
@@ -96,6 +107,7 @@ typedef struct ReceiverSlot
 	ParkReason	park_reason;
 
 	Counters	counters;
+	KeyUse		keys[MAX_COUNTED_KEYS]; /* those used last */
 } ReceiverSlot;
 
 /* A command that needs a database without receivers until its transaction ends. */
@@ -139,6 +151,16 @@ extern void counters_wake_receivers(Oid database);
 
 /* "stored", "repetition", ...: the texts that receive() and stats() show. */
 extern const char *counters_outcome_name(Outcome outcome);
+
+/* Forgets what a slot counted; caller holds shared_state->lock exclusively. */
+extern void counters_reset(ReceiverSlot *slot);
+
+/*
+ * Counts an authentic delivery for its signing key, in place of the key that
+ * was not used for the longest time when there is no room; does nothing
+ * outside receivers.
+ */
+extern void counters_count_key(const pg_uuid_t *key_id, TimestampTz received_at);
 
 /* Adds to a counter of this process's slot; does nothing outside receivers. */
 #define COUNT(field, n) \
