@@ -36,7 +36,7 @@ ifneq ($(filter-out $(STANDALONE_GOALS),$(or $(MAKECMDGOALS),all)),)
 EXTENSION = banked_webhooks
 DATA = $(wildcard sql/banked_webhooks--*.sql)
 MODULE_big = banked_webhooks
-OBJS = $(sort $(patsubst %.c,%.o,$(wildcard src/*.c src/receiver/*.c)))
+OBJS = $(sort $(patsubst %.c,%.o,$(wildcard src/*.c src/api/*.c src/receiver/*.c)))
 
 # The gateway is a program of its own: nothing of the server is linked into
 # it, and its objects are not the module's (which are position-independent
@@ -58,7 +58,7 @@ PG_MAJOR = 15
 define missing_packages
 $(1).
 On Debian 12, as root:
-    apt-get install gcc libc6-dev pkg-config postgresql-$(PG_MAJOR) postgresql-server-dev-$(PG_MAJOR) libssl-dev libmicrohttpd-dev libseccomp-dev
+    apt-get install gcc libc6-dev libcurl4-openssl-dev pkg-config postgresql-$(PG_MAJOR) postgresql-server-dev-$(PG_MAJOR) libssl-dev libmicrohttpd-dev libseccomp-dev
 ("make demo" and "make test" install what they need by themselves)
 endef
 
@@ -80,16 +80,21 @@ PKG_CONFIG ?= pkg-config
 MODULE_PACKAGES = libcrypto
 GATEWAY_PACKAGES = libmicrohttpd libcrypto libseccomp
 
+# libcurl may be somewhere else (scripts/common.sh, provide_libcurl).
+CURL_CFLAGS ?= $(shell $(PKG_CONFIG) --cflags libcurl)
+CURL_LIBS ?= $(shell $(PKG_CONFIG) --libs libcurl)
+CURL_PACKAGE = $(if $(filter environment command,$(origin CURL_LIBS)),,libcurl)
+
 ifneq ($(filter-out clean distclean maintainer-clean uninstall,$(or $(MAKECMDGOALS),all)),)
-absent := $(foreach package,$(sort $(MODULE_PACKAGES) $(GATEWAY_PACKAGES)),\
+absent := $(foreach package,$(sort $(MODULE_PACKAGES) $(GATEWAY_PACKAGES) $(CURL_PACKAGE)),\
 	$(if $(shell $(PKG_CONFIG) --exists $(package) 2>/dev/null && echo yes),,$(package)))
 ifneq ($(strip $(absent)),)
 $(error $(call missing_packages,$(PKG_CONFIG) does not find: $(strip $(absent))))
 endif
 endif
 
-PG_CPPFLAGS = -Isrc $(shell $(PKG_CONFIG) --cflags $(MODULE_PACKAGES))
-SHLIB_LINK = $(shell $(PKG_CONFIG) --libs $(MODULE_PACKAGES))
+PG_CPPFLAGS = -Isrc $(shell $(PKG_CONFIG) --cflags $(MODULE_PACKAGES)) $(CURL_CFLAGS)
+SHLIB_LINK = $(shell $(PKG_CONFIG) --libs $(MODULE_PACKAGES)) $(CURL_LIBS)
 
 # No bitcode: nothing here is worth inlining into a query, and it would be a second compile of everything.
 override with_llvm := no
