@@ -1272,13 +1272,18 @@ COMMENT ON FUNCTION banked.retire_endpoint(text) IS
 -- Signing keys
 --
 
-CREATE FUNCTION banked._rotate_signing_key(path text, signing_key text, overlap interval,
+CREATE FUNCTION banked._rotate_signing_key(path text, signing_key text, key_from_file text, overlap interval,
 										   OUT key_id uuid, OUT generated_key text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	endpoint record;
 BEGIN
+	IF signing_key IS NOT NULL AND key_from_file IS NOT NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'signing_key and signing_key_file exclude each other';
+	END IF;
 	PERFORM banked._check_duration('overlap', overlap, interval '0');
 	SELECT e.endpoint_id, e.state INTO STRICT endpoint FROM banked._lock_endpoint(path) AS e;
 	IF endpoint.state = 'retired' THEN
@@ -1292,22 +1297,25 @@ BEGIN
 	WHERE k.endpoint_id = endpoint.endpoint_id
 		AND (k.valid_until IS NULL OR k.valid_until > now() + overlap);
 	SELECT k.key_id, k.generated_key INTO key_id, generated_key
-	FROM banked._add_signing_key(endpoint.endpoint_id, signing_key) AS k;
+	FROM banked._add_signing_key(endpoint.endpoint_id, coalesce(signing_key, key_from_file)) AS k;
 	PERFORM banked._audit('rotate_signing_key', jsonb_build_object(
 		'path', path, 'endpoint_id', endpoint.endpoint_id, 'key_id', key_id, 'overlap', overlap));
 END
 $$;
-COMMENT ON FUNCTION banked._rotate_signing_key(text, text, interval) IS
-	'rotate_signing_key() under names of arguments that differ from those of its result';
+COMMENT ON FUNCTION banked._rotate_signing_key(text, text, text, interval) IS
+	'rotate_signing_key() behind the reading of the file';
 
+-- Not SECURITY DEFINER: the file is read with the rights of the caller.
 CREATE FUNCTION banked.rotate_signing_key(path text, signing_key text DEFAULT NULL, overlap interval DEFAULT '22 days',
+										  signing_key_file text DEFAULT NULL,
 										  OUT key_id uuid, OUT signing_key text)
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE sql VOLATILE
 BEGIN ATOMIC
-	SELECT r.key_id, r.generated_key FROM banked._rotate_signing_key(path, signing_key, overlap) AS r;
+	SELECT r.key_id, r.generated_key
+	FROM banked._rotate_signing_key(path, signing_key, banked._read_key_file(signing_key_file), overlap) AS r;
 END;
-COMMENT ON FUNCTION banked.rotate_signing_key(text, text, interval) IS
-	'gives an endpoint one more key (none passed in: a new one, which is returned this once); older keys stay valid for the overlap, which must outlast the retries of deliveries signed with them; 22023: unusable argument; 42704: no such endpoint; 55000: it is retired';
+COMMENT ON FUNCTION banked.rotate_signing_key(text, text, interval, text) IS
+	'gives an endpoint one more key, passed or in a file of the server (neither: a new one, which is returned this once); older keys stay valid for the overlap, which must outlast the retries of deliveries signed with them; 22023: unusable argument; 42704: no such endpoint; 55000: it is retired; 42501: the file may not be read';
 
 CREATE FUNCTION banked.revoke_signing_key(key_id uuid)
 RETURNS void
@@ -1836,7 +1844,7 @@ DECLARE
 	remembered record;
 	present jsonb;
 	found_id text;
-	found record;
+	match record;
 	answer record;
 	taken text[] := '{}';
 	done jsonb[] := '{}';
@@ -1889,7 +1897,7 @@ BEGIN
 		WHERE p.endpoint_id = endpoint.endpoint_id AND p.credentials = publish_endpoint.credentials AND p.kind = wanted.kind;
 
 		-- The one that is remembered, else one for this URL, with types of this kind or none that are told.
-		SELECT w.webhook_id, w.target_url, w.events INTO found
+		SELECT w.webhook_id, w.target_url, w.events INTO match
 		FROM jsonb_to_recordset(present) AS w (webhook_id text, target_url text, events text[])
 		WHERE w.webhook_id IS NOT NULL AND w.webhook_id <> ALL (taken)
 			AND (w.webhook_id = remembered.webhook_id
@@ -1900,7 +1908,7 @@ BEGIN
 						  OR EXISTS (SELECT FROM unnest(w.events) AS e (type) WHERE banked._webhook_kind(e.type) = wanted.kind))))
 		ORDER BY (w.webhook_id = remembered.webhook_id) DESC NULLS LAST
 		LIMIT 1;
-		found_id := found.webhook_id;
+		found_id := match.webhook_id;
 
 		IF found_id IS NULL THEN
 			SELECT w.webhook_id INTO found_id
@@ -1922,9 +1930,9 @@ BEGIN
 			END IF;
 			action := 'created';
 		ELSIF remembered.webhook_id = found_id AND remembered.key_id = key.key_id
-			AND remembered.target_url = public_url AND coalesce(found.target_url, public_url) = public_url
+			AND remembered.target_url = public_url AND coalesce(match.target_url, public_url) = public_url
 			AND remembered.events = wanted.events
-			AND (found.events IS NULL OR (found.events @> wanted.events AND found.events <@ wanted.events)) THEN
+			AND (match.events IS NULL OR (match.events @> wanted.events AND match.events <@ wanted.events)) THEN
 			action := 'unchanged';
 		ELSE
 			PERFORM banked._check_webhook_id(found_id);
@@ -2195,7 +2203,7 @@ DECLARE
 	endpoint record;
 	key record;
 	secret bytea;
-	body bytea;
+	test_body bytea;
 	content jsonb;
 BEGIN
 	version := lower(coalesce(version, current_setting('banked_webhooks.api_version')));
@@ -2223,25 +2231,25 @@ BEGIN
 						   ELSE format('the signing key of endpoint "%s" is not committed yet', path) END;
 	END IF;
 	SELECT s.secret INTO STRICT secret FROM banked.key_secrets AS s WHERE s.key_id = key.key_id;
-	body := convert_to(content::text, 'UTF8');
+	test_body := convert_to(content::text, 'UTF8');
 	event_id := content ->> 'id';
 
 	SELECT p.status, p.answer, p.elapsed INTO STRICT status, answer, elapsed
 	FROM banked._post_delivery(
 		rtrim(coalesce(base_url, banked._listener_url()), '/') || path,
-		banked._sign_with(secret, banked._key_context(key.key_id), body, floor(extract(epoch FROM clock_timestamp()))::bigint),
-		body) AS p;
+		banked._sign_with(secret, banked._key_context(key.key_id), test_body, floor(extract(epoch FROM clock_timestamp()))::bigint),
+		test_body) AS p;
 
 	outcome := CASE
 		WHEN EXISTS (SELECT FROM banked.events AS e
-					 WHERE e.event_id = content ->> 'id' AND e.body_sha256 = sha256(body)) THEN 'stored'
+					 WHERE e.event_id = content ->> 'id' AND e.body_sha256 = sha256(test_body)) THEN 'stored'
 		WHEN EXISTS (SELECT FROM banked.event_revisions AS r
-					 WHERE r.event_id = content ->> 'id' AND r.body_sha256 = sha256(body)) THEN 'changed'
+					 WHERE r.event_id = content ->> 'id' AND r.body_sha256 = sha256(test_body)) THEN 'changed'
 	END;
 	IF outcome IS NULL THEN
 		SELECT 'quarantined', concat_ws(': ', q.reason, q.message) INTO outcome, reason
 		FROM banked.quarantine AS q
-		WHERE q.endpoint_id = endpoint.endpoint_id AND q.body_sha256 = sha256(body);
+		WHERE q.endpoint_id = endpoint.endpoint_id AND q.body_sha256 = sha256(test_body);
 	END IF;
 	outcome := coalesce(outcome, CASE
 		WHEN status = 200 AND current_setting('transaction_isolation') = 'read committed' THEN 'unwanted'
@@ -2599,7 +2607,8 @@ GRANT EXECUTE ON FUNCTION
 	banked.disable_endpoint(text),
 	banked.enable_endpoint(text),
 	banked.retire_endpoint(text),
-	banked.rotate_signing_key(text, text, interval),
+	banked.rotate_signing_key(text, text, interval, text),
+	banked._rotate_signing_key(text, text, text, interval),
 	banked.revoke_signing_key(uuid),
 	banked.forget_signing_key(uuid),
 	banked.set_api_credentials(text, text, text, text, text, text, text, text),

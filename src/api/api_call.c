@@ -112,6 +112,8 @@ static void
 forget_credentials(Credentials *credentials)
 {
 	OPENSSL_cleanse(credentials->secret, sizeof(credentials->secret));
+	if (credentials->blob != NULL)
+		OPENSSL_cleanse(VARDATA(credentials->blob), VARSIZE(credentials->blob) - VARHDRSZ);
 	cleanse_text(credentials->signing_key);
 }
 
@@ -126,6 +128,7 @@ read_row(Statement *statement, Datum key, MemoryContext context, char **texts, b
 	{
 		int			columns = SPI_tuptable->tupdesc->natts;
 		MemoryContext old;
+		bytea	   *original;
 		bool		isnull;
 		Datum		value;
 
@@ -139,6 +142,9 @@ read_row(Statement *statement, Datum key, MemoryContext context, char **texts, b
 		old = MemoryContextSwitchTo(context);
 		*blob = DatumGetByteaPCopy(value);
 		MemoryContextSwitchTo(old);
+		/* A clear one: in the copy that SPI made for this session. */
+		original = DatumGetByteaPP(value);
+		OPENSSL_cleanse(VARDATA_ANY(original), VARSIZE_ANY_EXHDR(original));
 	}
 	return found;
 }

@@ -353,7 +353,6 @@ sqlstate_of(const Transfer *transfer, CURLcode result)
 	switch (result)
 	{
 		case CURLE_URL_MALFORMAT:
-		case CURLE_UNSUPPORTED_PROTOCOL:
 			return ERRCODE_INVALID_PARAMETER_VALUE;
 		case CURLE_COULDNT_RESOLVE_PROXY:
 		case CURLE_COULDNT_RESOLVE_HOST:
