@@ -3,7 +3,9 @@
 #   make                     build, against PostgreSQL 15 (PG_CONFIG=... for a particular one)
 #   make install             install both; DESTDIR=... to stage
 #   make demo, demo-stop     a private server with everything in it, shown at work
+#   make fuzz                feeds everything that reads what others send; FUZZ_SECONDS=60
 #   make test                every test, on private servers; TESTS="..." for some of them
+#   make soak                load and faults, judged; SOAK_SECONDS=300, SOAK_CYCLES, FAULTS="..." for some of them
 #
 # demo and test install missing packages, build in a copy of their own and
 # touch no installed server.  They must work where PGXS is not there yet, and
@@ -11,7 +13,7 @@
 
 .DEFAULT_GOAL := all
 
-.PHONY: demo demo-stop test test-unit test-regress test-isolation test-tap
+.PHONY: demo demo-stop fuzz soak test test-unit test-regress test-isolation test-tap
 
 demo:
 	@scripts/demo
@@ -19,13 +21,19 @@ demo:
 demo-stop:
 	@scripts/demo stop
 
+soak:
+	@scripts/soak $(FAULTS)
+
+fuzz:
+	@scripts/fuzz $(TARGETS)
+
 test:
 	@scripts/test $(TESTS)
 
 test-unit test-regress test-isolation test-tap:
 	@scripts/test $(@:test-%=%)
 
-STANDALONE_GOALS = demo demo-stop test test-unit test-regress test-isolation test-tap
+STANDALONE_GOALS = demo demo-stop fuzz soak test test-unit test-regress test-isolation test-tap
 
 ifneq ($(filter-out $(STANDALONE_GOALS),$(or $(MAKECMDGOALS),all)),)
 
@@ -36,13 +44,22 @@ ifneq ($(filter-out $(STANDALONE_GOALS),$(or $(MAKECMDGOALS),all)),)
 EXTENSION = banked_webhooks
 DATA = $(wildcard sql/banked_webhooks--*.sql)
 MODULE_big = banked_webhooks
-OBJS = $(sort $(patsubst %.c,%.o,$(wildcard src/*.c src/api/*.c src/receiver/*.c)))
+OBJS = \
+	src/banked_webhooks.o src/counters.o src/frame.o src/functions.o src/launcher.o \
+	src/secret_functions.o src/secrets.o src/settings.o src/signature.o src/stats.o src/watch.o \
+	src/api/api_call.o src/api/http_client.o \
+	src/receiver/batch.o src/receiver/delivery.o src/receiver/direct.o src/receiver/endpoint_cache.o \
+	src/receiver/event_store.o src/receiver/examine.o src/receiver/failure.o src/receiver/gateway_process.o \
+	src/receiver/listeners.o src/receiver/notify.o src/receiver/payload.o src/receiver/payload_limits.o src/receiver/receiver.o \
+	src/receiver/rejection_log.o src/receiver/statements.o src/receiver/tls_files.o
 
 # The gateway is a program of its own: nothing of the server is linked into
 # it, and its objects are not the module's (which are position-independent
 # code for a library).
 GATEWAY = banked_webhooks_gateway
-GATEWAY_OBJS = $(patsubst src/%.c,build/%.o,src/frame.c src/signature.c $(sort $(wildcard src/gateway/*.c)))
+GATEWAY_OBJS = build/frame.o build/signature.o $(addprefix build/gateway/,\
+	connections.o deliveries.o events.o gateway.o handler.o handshakes.o http.o linger.o link.o listeners.o log.o \
+	main.o paths.o rejections.o request_guard.o responses.o sandbox.o tls.o)
 
 UNIT_TESTS = $(patsubst %.c,build/%,$(wildcard test/unit/*_test.c))
 UNIT_OBJS = build/frame.o build/signature.o $(patsubst %,build/gateway/%.o,connections deliveries paths rejections request_guard sandbox)
@@ -58,7 +75,7 @@ PG_MAJOR = 15
 define missing_packages
 $(1).
 On Debian 12, as root:
-    apt-get install gcc libc6-dev libcurl4-openssl-dev pkg-config postgresql-$(PG_MAJOR) postgresql-server-dev-$(PG_MAJOR) libssl-dev libmicrohttpd-dev libseccomp-dev
+    apt-get install gcc libc6-dev libcurl4-openssl-dev pkg-config postgresql-$(PG_MAJOR) postgresql-server-dev-$(PG_MAJOR) libssl-dev libmicrohttpd-dev libgnutls28-dev libseccomp-dev
 ("make demo" and "make test" install what they need by themselves)
 endef
 
@@ -78,7 +95,7 @@ endif
 
 PKG_CONFIG ?= pkg-config
 MODULE_PACKAGES = libcrypto
-GATEWAY_PACKAGES = libmicrohttpd libcrypto libseccomp
+GATEWAY_PACKAGES = libmicrohttpd gnutls libcrypto libseccomp
 
 # libcurl may be somewhere else (scripts/common.sh, provide_libcurl).
 CURL_CFLAGS ?= $(shell $(PKG_CONFIG) --cflags libcurl)

@@ -34,7 +34,7 @@ as_owner()
 	local become=() keep=() name
 
 	[ "$(id -u)" -ne 0 ] || become=(runuser -u "$owner" --)
-	for name in TERM CC COPT CURL_CFLAGS CURL_LIBS PG_CONFIG PG_TEST_EXTRA PG_TEST_NOCLEAN PG_TEST_TIMEOUT_DEFAULT
+	for name in TERM BODIES BODIES_SEED CC COPT CURL_CFLAGS CURL_LIBS PG_CONFIG PG_TEST_EXTRA PG_TEST_NOCLEAN PG_TEST_TIMEOUT_DEFAULT
 	do
 		[ -z "${!name:-}" ] || keep+=("$name=${!name}")
 	done
@@ -142,6 +142,7 @@ build()
 {
 	local copy=$1 stage=$2 log=$3
 
+	provide_libcurl
 	pg_config=$(as_owner make --silent --no-print-directory -C "$copy" show-pg_config) || exit 1
 	bindir=$("$pg_config" --bindir)
 	pkglibdir=$("$pg_config" --pkglibdir)

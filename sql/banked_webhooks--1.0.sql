@@ -293,6 +293,7 @@ SELECT (s.labels ->> 'receiver')::int AS receiver,
 	   nullif(max(s.value) FILTER (WHERE s.metric = 'gateway_pid'), 0)::int AS gateway_pid,
 	   max(s.labels ->> 'addresses') FILTER (WHERE s.metric = 'listening' AND s.value = 1) AS addresses,
 	   nullif(max(s.value) FILTER (WHERE s.metric = 'port'), 0)::int AS port,
+	   nullif(max(s.value) FILTER (WHERE s.metric = 'tls_port'), 0)::int AS tls_port,
 	   to_timestamp((max(s.value) FILTER (WHERE s.metric = 'listening_since'))::float8) AS listening_since,
 	   (max(s.value) FILTER (WHERE s.metric = 'gateway_sandboxed')) = 1 AS gateway_sandboxed,
 	   max(s.value) FILTER (WHERE s.metric = 'connections')::bigint AS connections,
@@ -1817,6 +1818,11 @@ RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+	IF credentials IS NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'credentials must not be null';
+	END IF;
 	IF NOT pg_try_advisory_xact_lock(hashtextextended('banked.publish ' || endpoint_id || ' ' || credentials, 0)) THEN
 		RAISE EXCEPTION USING
 			ERRCODE = 'lock_not_available',
@@ -1858,6 +1864,12 @@ BEGIN
 		RAISE EXCEPTION USING
 			ERRCODE = 'object_not_in_prerequisite_state',
 			MESSAGE = format('endpoint "%s" is %s', path, endpoint.state);
+	END IF;
+	IF NOT EXISTS (SELECT FROM banked._wanted_webhooks(endpoint.events)) THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = format('endpoint "%s" wants no event type that Banked documents', path),
+			DETAIL = 'Its patterns fit none of them.';
 	END IF;
 	SELECT k.key_id, k.is_committed INTO key FROM banked._signing_key_to_publish(endpoint.endpoint_id) AS k;
 	IF key.key_id IS NULL THEN

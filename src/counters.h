@@ -101,7 +101,8 @@ typedef struct ReceiverSlot
 	TimestampTz started_at;
 	TimestampTz listening_since;	/* 0 when not listening */
 	int			port;			/* claimed by the receiver, 0 when none */
-	char		addresses[256]; /* the setting that the port was claimed with */
+	int			tls_port;		/* likewise, for HTTPS */
+	char		addresses[256]; /* the setting that the ports were claimed with */
 
 	uint64		parked_at;		/* generation that the receiver gave up at */
 	ParkReason	park_reason;

@@ -19,6 +19,10 @@
  * What must never happen here: trusting a length that came from the peer,
  * and growing a buffer over its limit.
  */
+#ifndef _DEFAULT_SOURCE
+#define _DEFAULT_SOURCE			/* explicit_bzero */
+#endif
+
 #include "frame.h"
 
 #include <errno.h>
@@ -93,6 +97,15 @@ frame_buffer_compact(FrameBuffer *buffer, size_t keep)
 {
 	if (buffer->start == buffer->end && buffer->capacity > keep)
 		frame_buffer_free(buffer);
+}
+
+void
+frame_buffer_cleanse(FrameBuffer *buffer)
+{
+	if (buffer->data == NULL)
+		return;
+	explicit_bzero(buffer->data, buffer->start);
+	explicit_bzero(buffer->data + buffer->end, buffer->capacity - buffer->end);
 }
 
 FrameIoResult
@@ -302,6 +315,24 @@ frame_put_config(FrameBuffer *buffer, const ConfigFrame *config)
 }
 
 bool
+frame_put_tls(FrameBuffer *buffer, const TlsFrame *tls)
+{
+	uint8_t    *at;
+
+	if (tls->certificate_length < 1 || tls->certificate_length > FRAME_MAX_PEM ||
+		tls->key_length < 1 || tls->key_length > FRAME_MAX_PEM)
+		return false;
+	at = put_header(buffer, FRAME_TLS, 4 + 4 + tls->certificate_length + tls->key_length);
+	if (at == NULL)
+		return false;
+	at = put_u32(at, (uint32_t) tls->certificate_length);
+	at = put_u32(at, (uint32_t) tls->key_length);
+	at = put_bytes(at, tls->certificate, tls->certificate_length);
+	put_bytes(at, tls->key, tls->key_length);
+	return true;
+}
+
+bool
 frame_put_paths(FrameBuffer *buffer, const PathEntry *paths, size_t count)
 {
 	size_t		length = 0;
@@ -444,6 +475,20 @@ frame_get_config(const Frame *frame, ConfigFrame *config)
 		config->max_connections > 0 && config->max_pending > 0 &&
 		config->max_pending_size > 0 && config->request_timeout > 0 &&
 		config->answer_timeout > 0;
+}
+
+bool
+frame_get_tls(const Frame *frame, TlsFrame *tls)
+{
+	Reader		reader = read_payload(frame);
+
+	tls->certificate_length = read_u32(&reader);
+	tls->key_length = read_u32(&reader);
+	tls->certificate = read_bytes(&reader, tls->certificate_length);
+	tls->key = read_bytes(&reader, tls->key_length);
+	return read_done(&reader) &&
+		tls->certificate_length >= 1 && tls->certificate_length <= FRAME_MAX_PEM &&
+		tls->key_length >= 1 && tls->key_length <= FRAME_MAX_PEM;
 }
 
 bool

@@ -35,6 +35,9 @@
 #define FRAME_MAX_PATH 255
 #define FRAME_MAX_SIGNATURE 128
 
+/* The longest certificate chain, and the longest private key, as PEM text. */
+#define FRAME_MAX_PEM ((size_t) 64 * 1024)
+
 /*
  * Why a request got no event.  The gateway refuses with all but the last two
  * groups by itself; the receiver needs the key for those.
@@ -78,7 +81,8 @@ typedef enum FrameType
 	FRAME_PATHS = 17,
 	FRAME_ANSWERS = 18,
 	FRAME_PING = 19,
-	FRAME_DRAIN = 20
+	FRAME_DRAIN = 20,
+	FRAME_TLS = 21
 } FrameType;
 
 /* A frame as it stands in a buffer. */
@@ -152,6 +156,15 @@ typedef struct ConfigFrame
 	uint32_t	answer_timeout; /* milliseconds from the end of the body to a 503 */
 } ConfigFrame;
 
+/* What HTTPS is served with, from now on; sent after FRAME_CONFIG. */
+typedef struct TlsFrame
+{
+	const uint8_t *certificate; /* a chain as PEM text, not terminated */
+	size_t		certificate_length; /* 1 .. FRAME_MAX_PEM */
+	const uint8_t *key;			/* PEM text, not terminated */
+	size_t		key_length;		/* 1 .. FRAME_MAX_PEM */
+} TlsFrame;
+
 typedef enum PathState
 {
 	PATH_ACTIVE = 1,
@@ -209,6 +222,9 @@ extern size_t frame_buffer_length(const FrameBuffer *buffer);
 /* Gives memory back after a burst: an empty buffer larger than keep bytes is freed. */
 extern void frame_buffer_compact(FrameBuffer *buffer, size_t keep);
 
+/* Overwrites what was taken off the buffer: for frames that held a secret. */
+extern void frame_buffer_cleanse(FrameBuffer *buffer);
+
 /*
  * Reads what the non-blocking socket has, at most about max bytes, into the buffer.
  * Pointers of frames decoded before are invalid afterwards.
@@ -233,6 +249,7 @@ extern bool frame_put_delivery(FrameBuffer *buffer, const DeliveryFrame *deliver
 extern bool frame_put_rejection(FrameBuffer *buffer, const RejectionFrame *rejection);
 extern bool frame_put_status(FrameBuffer *buffer, const StatusFrame *status);
 extern bool frame_put_config(FrameBuffer *buffer, const ConfigFrame *config);
+extern bool frame_put_tls(FrameBuffer *buffer, const TlsFrame *tls);
 extern bool frame_put_paths(FrameBuffer *buffer, const PathEntry *paths, size_t count);
 extern bool frame_put_answers(FrameBuffer *buffer, const AnswerEntry *answers, size_t count);
 extern bool frame_put_ping(FrameBuffer *buffer, uint64_t number);
@@ -248,6 +265,7 @@ extern bool frame_get_delivery(const Frame *frame, DeliveryFrame *delivery);
 extern bool frame_get_rejection(const Frame *frame, RejectionFrame *rejection);
 extern bool frame_get_status(const Frame *frame, StatusFrame *status);
 extern bool frame_get_config(const Frame *frame, ConfigFrame *config);
+extern bool frame_get_tls(const Frame *frame, TlsFrame *tls);
 extern bool frame_get_ping(const Frame *frame, uint64_t *number);
 
 /* The number of entries, or -1 when malformed; every entry is checked. */

@@ -32,6 +32,7 @@
 #include "receiver/direct.h"
 #include "receiver/endpoint_cache.h"
 #include "receiver/event_store.h"
+#include "receiver/examine.h"
 #include "receiver/statements.h"
 #include "settings.h"
 #include "signature.h"
@@ -182,7 +183,7 @@ banked_webhooks_receive(PG_FUNCTION_ARGS)
 				 errmsg("received_at must be finite")));
 
 	endpoint_cache_refresh();
-	delivery_examine(&delivery);
+	examine_delivery(&delivery);
 	if (delivery.judged == OUTCOME_PENDING || delivery.judged == OUTCOME_QUARANTINED)
 		direct_store(&delivery);
 	return delivery_result(fcinfo, &delivery);
@@ -220,7 +221,7 @@ banked_webhooks_reprocess(PG_FUNCTION_ARGS)
 				 errmsg("quarantine holds no delivery " INT64_FORMAT, quarantine_id)));
 
 	endpoint_cache_refresh();
-	delivery_examine_body(&delivery, event_id, event_type);
+	examine_body(&delivery, event_id, event_type);
 	if (delivery.judged == OUTCOME_PENDING || delivery.judged == OUTCOME_QUARANTINED)
 		direct_store(&delivery);
 	audit_reprocess(quarantine_id, &delivery);

@@ -259,6 +259,7 @@ reset_slot_process(ReceiverSlot *slot)
 	slot->gateway_pid = 0;
 	slot->listening_since = 0;
 	slot->port = 0;
+	slot->tls_port = 0;
 }
 
 /* Takes note of a receiver that has ended and says when the next may start.  Caller holds the lock. */
@@ -418,8 +419,10 @@ banked_webhooks_launcher_main(Datum arg)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	pqsignal(SIGINT, SIG_IGN);	/* a cancel would end it, and with it all receivers */
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	SetConfigOption("application_name", MyBgworkerEntry->bgw_type, PGC_USERSET, PGC_S_OVERRIDE);
 
 	before_shmem_exit(launcher_exit, 0);
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);

@@ -84,8 +84,8 @@ banked_webhooks_seal(PG_FUNCTION_ARGS)
 Datum
 banked_webhooks_reseal(PG_FUNCTION_ARGS)
 {
-	bytea	   *blob = PG_GETARG_BYTEA_PP(0);
-	char	   *context = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	bytea	   *blob;
+	char	   *context;
 	MasterKey	master;
 	MasterKey	old_master;
 	MasterKeyStatus read_old = MASTER_KEY_NOT_SET;
@@ -94,6 +94,10 @@ banked_webhooks_reseal(PG_FUNCTION_ARGS)
 	Size		length = 0;
 	bytea	   *result = NULL;
 
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		PG_RETURN_NULL();
+	blob = PG_GETARG_BYTEA_PP(0);
+	context = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	if (secrets_read_master_key(bw_master_key_file, &master, ERROR) != MASTER_KEY_READ)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

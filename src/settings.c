@@ -39,6 +39,9 @@ int			bw_rejection_log_limit = 10000;
 int			bw_request_timeout = 10000;
 int			bw_store_lock_timeout = 2000;
 int			bw_store_timeout = 10000;
+char	   *bw_tls_cert_file = NULL;
+char	   *bw_tls_key_file = NULL;
+int			bw_tls_port = 0;
 
 static const struct config_enum_entry api_versions[] = {
 	{"v2", API_VERSION_2, false},
@@ -223,6 +226,18 @@ settings_init(void)
 			   "Longest time in which a batch is stored.",
 			   "A delivery that takes longer by itself, without waiting for a lock, goes to banked.quarantine.",
 			   &bw_store_timeout, 100, 600000, PGC_SIGHUP, GUC_UNIT_MS);
+	DefineCustomStringVariable("banked_webhooks.tls_cert_file",
+							   "File with the certificate for HTTPS, and those that lead to its authority, in PEM format.",
+							   "It is read again at every reload. A relative path starts at the data directory.",
+							   &bw_tls_cert_file, "", PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("banked_webhooks.tls_key_file",
+							   "File with the private key of the certificate for HTTPS, in PEM format.",
+							   "Its permissions must be those that ssl_key_file requires.",
+							   &bw_tls_key_file, "", PGC_SIGHUP, 0, NULL, NULL, NULL);
+	define_int("banked_webhooks.tls_port",
+			   "TCP port to listen on for webhooks by HTTPS; 0 does not.",
+			   "Can be set per database. It is served beside the port for HTTP.",
+			   &bw_tls_port, 0, 65535, PGC_SUSET, 0);
 
 	MarkGUCPrefixReserved("banked_webhooks");
 }

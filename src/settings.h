@@ -39,6 +39,9 @@ extern int	bw_rejection_log_limit; /* rows */
 extern int	bw_request_timeout; /* ms */
 extern int	bw_store_lock_timeout;	/* ms */
 extern int	bw_store_timeout;	/* ms */
+extern char *bw_tls_cert_file;
+extern char *bw_tls_key_file;
+extern int	bw_tls_port;		/* 0: no HTTPS */
 
 extern void settings_init(void);
 

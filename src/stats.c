@@ -80,6 +80,7 @@ put_processes(Output *output, const ReceiverSlot *slot)
 	put_integer(output, "gateway_pid", NULL, NULL, slot->gateway_pid);
 	put_integer(output, "listening", "addresses", listening ? slot->addresses : "", listening);
 	put_integer(output, "port", NULL, NULL, listening ? slot->port : 0);
+	put_integer(output, "tls_port", NULL, NULL, listening ? slot->tls_port : 0);
 	if (slot->pid != 0)
 		put_real(output, "started_at", unix_seconds(slot->started_at));
 	if (listening)

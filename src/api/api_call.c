@@ -556,15 +556,25 @@ perform_authorized(const Credentials *credentials, HttpRequest *request, HttpAns
 Datum
 banked_webhooks_api_call(PG_FUNCTION_ARGS)
 {
-	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	char	   *path = text_to_cstring(PG_GETARG_TEXT_PP(2));
-	char	   *body = PG_ARGISNULL(3) ? NULL :
-	JsonbToCString(NULL, &PG_GETARG_JSONB_P(3)->root, VARSIZE(PG_GETARG_JSONB_P(3)));
+	char	   *name;
+	char	   *path;
+	char	   *body = NULL;
 	Credentials *credentials = palloc0(sizeof(Credentials));
 	HttpRequest request = {0};
 	HttpAnswer	answer = {0};
 	char	   *volatile sent = NULL;
 	Datum		json;
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("credentials must not be null")));
+	if (PG_ARGISNULL(1) || PG_ARGISNULL(2))
+		elog(ERROR, "method and path of a call must not be null");
+	name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	path = text_to_cstring(PG_GETARG_TEXT_PP(2));
+	if (!PG_ARGISNULL(3))
+		body = JsonbToCString(NULL, &PG_GETARG_JSONB_P(3)->root, VARSIZE(PG_GETARG_JSONB_P(3)));
 
 	PG_TRY();
 	{

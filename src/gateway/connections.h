@@ -30,11 +30,15 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
+#include <gnutls/gnutls.h>
+
 #include "../frame.h"
+#include "events.h"
 #include "request_guard.h"
 
 struct MHD_Connection;
 struct HttpDaemon;
+struct TlsCertificate;
 
 typedef enum RequestPhase
 {
@@ -50,6 +54,24 @@ typedef enum RequestPhase
 
 typedef struct Connection Connection;
 
+typedef enum HandshakeState
+{
+	HANDSHAKE_NONE,				/* complete, or no TLS */
+	HANDSHAKE_ACTIVE,
+	HANDSHAKE_PARKED
+} HandshakeState;
+
+/* See handshakes.h. */
+typedef struct Handshake
+{
+	EventSource source;			/* first */
+	Connection *connection;
+	gnutls_session_t session;
+	HandshakeState state;
+	struct Handshake *previous;
+	struct Handshake *next;
+} Handshake;
+
 typedef struct ConnectionList
 {
 	Connection *first;
@@ -60,6 +82,8 @@ struct Connection
 {
 	struct MHD_Connection *mhd;
 	struct HttpDaemon *daemon;
+	struct TlsCertificate *certificate; /* that it was opened under; null without TLS */
+	Handshake	handshake;
 	int			fd;
 	FrameAddress address;
 

@@ -14,8 +14,10 @@ typedef enum EventKind
 {
 	EVENT_LINK,					/* the socket to the receiver */
 	EVENT_LISTENER,				/* a listening socket */
+	EVENT_TLS_LISTENER,			/* one for HTTPS */
 	EVENT_HTTP,					/* the HTTP library has something to do */
-	EVENT_LINGER				/* a closed connection whose client still sends */
+	EVENT_HANDSHAKE,			/* a TLS handshake that waits for its client */
+	EVENT_LINGER 			/* a closed connection whose client still sends */
 } EventKind;
 
 typedef struct EventSource

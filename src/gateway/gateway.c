@@ -29,6 +29,7 @@ static void handle_event(Gateway *gateway, const struct epoll_event *event);
 static void read_link(Gateway *gateway);
 static void dispatch_frame(Gateway *gateway, const Frame *frame);
 static bool dispatch_config(Gateway *gateway, const Frame *frame);
+static bool dispatch_tls(Gateway *gateway, const Frame *frame);
 static bool dispatch_paths(Gateway *gateway, const Frame *frame);
 static bool dispatch_answers(Gateway *gateway, const Frame *frame);
 static void start_drain(Gateway *gateway);
@@ -38,7 +39,8 @@ static bool put_status(Gateway *gateway);
 static void finish(Gateway *gateway, int exit_status);
 
 bool
-gateway_init(Gateway *gateway, int link_fd, const int *listener_fds, unsigned count)
+gateway_init(Gateway *gateway, int link_fd, const int *listener_fds,
+			 unsigned plain_count, unsigned count)
 {
 	HelloFrame	hello;
 
@@ -56,7 +58,7 @@ gateway_init(Gateway *gateway, int link_fd, const int *listener_fds, unsigned co
 	listeners_init(&gateway->listeners, gateway->epoll_fd);
 	for (unsigned i = 0; i < count; i++)
 	{
-		if (!listeners_add(&gateway->listeners, listener_fds[i]))
+		if (!listeners_add(&gateway->listeners, listener_fds[i], i >= plain_count))
 		{
 			log_line("could not use descriptor %d as a listening socket: %s",
 					 listener_fds[i], strerror(errno));
@@ -155,7 +157,11 @@ handle_event(Gateway *gateway, const struct epoll_event *event)
 				read_link(gateway);
 			break;
 		case EVENT_LISTENER:
+		case EVENT_TLS_LISTENER:
 			listeners_accept(&gateway->listeners, source, &gateway->http);
+			break;
+		case EVENT_HANDSHAKE:
+			handshakes_continue(&gateway->http.handshakes, (Handshake *) source);
 			break;
 		case EVENT_LINGER:
 			linger_read(&gateway->http.linger, (LingeringSocket *) source);
@@ -206,6 +212,9 @@ dispatch_frame(Gateway *gateway, const Frame *frame)
 		case FRAME_CONFIG:
 			proper = dispatch_config(gateway, frame);
 			break;
+		case FRAME_TLS:
+			proper = dispatch_tls(gateway, frame);
+			break;
 		case FRAME_PATHS:
 			proper = dispatch_paths(gateway, frame);
 			break;
@@ -244,6 +253,19 @@ dispatch_config(Gateway *gateway, const Frame *frame)
 	else
 		finish(gateway, 1);
 	return true;
+}
+
+/* dispatch_tls takes a certificate, and leaves nothing of its key in the buffer. */
+static bool
+dispatch_tls(Gateway *gateway, const Frame *frame)
+{
+	TlsFrame	tls;
+	bool		proper = frame_get_tls(frame, &tls);
+
+	if (proper)
+		http_set_certificate(&gateway->http, &tls);
+	frame_buffer_cleanse(&gateway->link.in);
+	return proper;
 }
 
 static bool

@@ -35,8 +35,12 @@ typedef struct Gateway
 	int			exit_status;
 } Gateway;
 
-/* Takes over the link and the listening sockets; false, after logging why, when it cannot. */
-extern bool gateway_init(Gateway *gateway, int link_fd, const int *listener_fds, unsigned count);
+/*
+ * Takes over the link and the listening sockets, of which those from
+ * plain_count on are for HTTPS; false, after logging why, when it cannot.
+ */
+extern bool gateway_init(Gateway *gateway, int link_fd, const int *listener_fds,
+						 unsigned plain_count, unsigned count);
 
 /* Serves until the receiver ends it; returns the exit status. */
 extern int	gateway_run(Gateway *gateway);

@@ -29,6 +29,7 @@ static enum MHD_Result queue_answer(Connection *connection, bool keep);
 static enum MHD_Result show_header(void *cls, enum MHD_ValueKind kind, const char *name,
 								   size_t name_length, const char *value, size_t value_length);
 static void open_connection(HttpDaemon *daemon, struct MHD_Connection *mhd, void **context);
+static void start_tls(Connection *connection);
 static void close_connection(Connection *connection);
 
 enum MHD_Result
@@ -269,10 +270,26 @@ open_connection(HttpDaemon *daemon, struct MHD_Connection *mhd, void **context)
 	connection->daemon = daemon;
 	connection->fd = fd;
 	connection->surplus = http->connections >= http->soft_limit;
+	if (daemon->tls)
+		start_tls(connection);
 	connection_wait(connection, &http->clients, http->now);
 	daemon->connections++;
 	http->connections++;
 	http->connections_total++;
+}
+
+/* start_tls gives the connection, before its handshake, the certificate that there is now. */
+static void
+start_tls(Connection *connection)
+{
+	Http	   *http = connection->daemon->http;
+	const union MHD_ConnectionInfo *info;
+
+	info = MHD_get_connection_info(connection->mhd, MHD_CONNECTION_INFO_GNUTLS_SESSION);
+	if (info == NULL)
+		return;
+	connection->certificate = tls_certificate_offer(http->certificate, info->tls_session);
+	handshakes_begin(&http->handshakes, connection, info->tls_session);
 }
 
 /*
@@ -285,11 +302,14 @@ close_connection(Connection *connection)
 	HttpDaemon *daemon = connection->daemon;
 	Http	   *http = daemon->http;
 
-	if (connection->phase != PHASE_CLOSING &&
+	if (!handshakes_end(&http->handshakes, connection) &&
+		connection->phase != PHASE_CLOSING &&
 		(connection->refused || connection->phase == PHASE_HEADERS || !connection->used))
 		linger_add(&http->linger, connection->fd, http->now);
 
 	deliveries_forget(&http->deliveries, connection);
+	if (connection->certificate != NULL)
+		tls_certificate_release(connection->certificate);
 	daemon->connections--;
 	http->connections--;
 	connection_free(connection);

@@ -28,7 +28,9 @@
 /* Descriptors that are not client connections: standard streams, link, listeners, epoll, lingering. */
 #define OTHER_DESCRIPTORS (LINGER_MAX + 128)
 
-static bool start_daemon(Http *http);
+static HttpDaemon *serving_daemon(const Http *http, bool tls);
+static bool start_daemon(Http *http, bool tls);
+static struct MHD_Daemon *start_library(Http *http, HttpDaemon *daemon);
 static void stop_daemon(Http *http, HttpDaemon *daemon);
 static void set_connection_limits(Http *http);
 static void count_expired(Http *http, const Connection *connection);
@@ -45,6 +47,7 @@ http_init(Http *http, int epoll_fd, int64_t now)
 {
 	http->epoll_fd = epoll_fd;
 	http->now = now;
+	http->handshakes.epoll_fd = epoll_fd;
 	linger_init(&http->linger, epoll_fd);
 	MHD_set_panic_func(library_panic, NULL);
 	if (!responses_create(&http->responses))
@@ -70,14 +73,46 @@ http_configure(Http *http, const ConfigFrame *config)
 		config->max_pending_size : config->max_body_size;
 	set_connection_limits(http);
 
-	return !fresh || start_daemon(http);
+	if (!fresh)
+		return true;
+	if (http->certificate != NULL)
+		(void) start_daemon(http, true);
+	return start_daemon(http, false);
 }
 
 void
-http_take_connection(Http *http, int fd, const struct sockaddr *address, socklen_t address_length)
+http_set_certificate(Http *http, const TlsFrame *frame)
 {
+	const char *problem;
+	TlsCertificate *certificate = tls_certificate_create(frame, &problem);
+
+	if (certificate == NULL)
+	{
+		log_line("could not use the TLS certificate and its key: %s%s", problem,
+				 http->certificate != NULL ? "; the certificate before is kept" : "");
+		return;
+	}
+	if (http->certificate != NULL)
+		tls_certificate_release(http->certificate);
+	http->certificate = certificate;
+	if (http->daemons != NULL && serving_daemon(http, true) == NULL)
+		(void) start_daemon(http, true);
+}
+
+void
+http_take_connection(Http *http, int fd, const struct sockaddr *address, socklen_t address_length,
+					 bool tls)
+{
+	HttpDaemon *daemon = serving_daemon(http, tls);
+
+	if (daemon == NULL)
+	{
+		/* No certificate: the reason is in the log. */
+		close(fd);
+		return;
+	}
 	/* The library closes the socket if it fails. */
-	if (MHD_add_connection(http->daemons->mhd, fd, address, address_length) != MHD_YES)
+	if (MHD_add_connection(daemon->mhd, fd, address, address_length) != MHD_YES)
 		log_limited(&http->connection_failures, http->now,
 					"could not serve a connection: %s", strerror(errno));
 }
@@ -125,6 +160,7 @@ http_run(Http *http)
 
 	for (HttpDaemon *daemon = http->daemons; daemon != NULL; daemon = daemon->next)
 		MHD_run(daemon->mhd);
+	handshakes_review(&http->handshakes);
 
 	link = &http->daemons;
 	while (*link != NULL)
@@ -187,6 +223,7 @@ http_stop(Http *http)
 {
 	/* A daemon with suspended connections cannot be stopped. */
 	http_drain(http);
+	http_close_idle(http);
 	http_run(http);
 	while (http->daemons != NULL)
 	{
@@ -195,21 +232,33 @@ http_stop(Http *http)
 		http->daemons = daemon->next;
 		stop_daemon(http, daemon);
 	}
+	if (http->certificate != NULL)
+		tls_certificate_release(http->certificate);
+	http->certificate = NULL;
 	linger_close_all(&http->linger);
 	responses_free(&http->responses);
 	paths_free(&http->paths);
 }
 
+static HttpDaemon *
+serving_daemon(const Http *http, bool tls)
+{
+	HttpDaemon *daemon = http->daemons;
+
+	while (daemon != NULL && (daemon->retiring || daemon->tls != tls))
+		daemon = daemon->next;
+	return daemon;
+}
+
 /*
  * start_daemon starts a library daemon for the connections from now on, and
- * retires the present one: its idle connections are closed, the others after
- * their present request.
- *
- * The library's own time-out is a second line behind our deadlines.
+ * retires the present one of its kind: its idle connections are closed, the
+ * others after their present request.
  */
 static bool
-start_daemon(Http *http)
+start_daemon(Http *http, bool tls)
 {
+	HttpDaemon *before = serving_daemon(http, tls);
 	HttpDaemon *daemon = calloc(1, sizeof(HttpDaemon));
 	const union MHD_DaemonInfo *info;
 
@@ -219,23 +268,11 @@ start_daemon(Http *http)
 		return false;
 	}
 	daemon->http = http;
-	daemon->mhd = MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME |
-								   MHD_USE_NO_LISTEN_SOCKET | MHD_USE_ERROR_LOG,
-								   0, NULL, NULL, handler_request, daemon,
-								   MHD_OPTION_EXTERNAL_LOGGER, library_message, http,
-								   MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1,
-								   MHD_OPTION_CONNECTION_LIMIT, 1000000U,
-								   MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-								   CONNECTION_MEMORY(http->config.max_header_size),
-								   MHD_OPTION_CONNECTION_TIMEOUT,
-								   (unsigned) (2 * (http->config.request_timeout / 1000) + 10),
-								   MHD_OPTION_URI_LOG_CALLBACK, handler_request_line, daemon,
-								   MHD_OPTION_NOTIFY_COMPLETED, handler_completed, daemon,
-								   MHD_OPTION_NOTIFY_CONNECTION, handler_connection, daemon,
-								   MHD_OPTION_END);
+	daemon->tls = tls;
+	daemon->mhd = start_library(http, daemon);
 	if (daemon->mhd == NULL)
 	{
-		log_line("could not start the HTTP service: %s", last_message);
+		log_line("could not start the %s service: %s", tls ? "HTTPS" : "HTTP", last_message);
 		free(daemon);
 		return false;
 	}
@@ -250,14 +287,47 @@ start_daemon(Http *http)
 		return false;
 	}
 
-	if (http->daemons != NULL)
+	if (before != NULL)
 	{
-		http->daemons->retiring = true;
+		before->retiring = true;
 		http_close_idle(http);
 	}
 	daemon->next = http->daemons;
 	http->daemons = daemon;
 	return true;
+}
+
+/*
+ * start_library starts the library's part of a daemon.  Its own time-out is a
+ * second line behind our deadlines.
+ */
+static struct MHD_Daemon *
+start_library(Http *http, HttpDaemon *daemon)
+{
+	struct MHD_OptionItem plain[] = {
+		{MHD_OPTION_END, 0, NULL}
+	};
+	struct MHD_OptionItem tls[] = {
+		{MHD_OPTION_HTTPS_PRIORITIES, 0, (void *) (uintptr_t) TLS_PRIORITIES},
+		{MHD_OPTION_HTTPS_CERT_CALLBACK2, 0, (void *) (uintptr_t) tls_no_certificate},
+		{MHD_OPTION_END, 0, NULL}
+	};
+
+	return MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_NO_LISTEN_SOCKET |
+							MHD_USE_ERROR_LOG | (daemon->tls ? MHD_USE_TLS : 0),
+							0, NULL, NULL, handler_request, daemon,
+							MHD_OPTION_EXTERNAL_LOGGER, library_message, http,
+							MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1,
+							MHD_OPTION_CONNECTION_LIMIT, 1000000U,
+							MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+							CONNECTION_MEMORY(http->config.max_header_size),
+							MHD_OPTION_CONNECTION_TIMEOUT,
+							(unsigned) (2 * (http->config.request_timeout / 1000) + 10),
+							MHD_OPTION_URI_LOG_CALLBACK, handler_request_line, daemon,
+							MHD_OPTION_NOTIFY_COMPLETED, handler_completed, daemon,
+							MHD_OPTION_NOTIFY_CONNECTION, handler_connection, daemon,
+							MHD_OPTION_ARRAY, daemon->tls ? tls : plain,
+							MHD_OPTION_END);
 }
 
 static void
@@ -330,6 +400,7 @@ close_client(Http *http, Connection *connection)
 {
 	connection_unlist(connection);
 	deliveries_forget(&http->deliveries, connection);
+	handshakes_resume(&http->handshakes, connection);
 	connection->phase = PHASE_CLOSING;
 	shutdown(connection->fd, SHUT_RDWR);
 }

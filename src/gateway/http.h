@@ -9,7 +9,9 @@
  *
  * The memory of a connection is bounded when the library's daemon is started.
  * So when that limit changes a further daemon is started for new connections,
- * and the old one lives until its last connection is closed.
+ * and the old one lives until its last connection is closed.  HTTPS has a
+ * daemon of its own; a new certificate needs no other one, since it is
+ * given to each connection when that is opened (see tls.h).
  *
  * What must never happen here: a connection without a deadline (the library
  * has none for a suspended one, and only an idle time-out for the others),
@@ -26,11 +28,13 @@
 #include "connections.h"
 #include "deliveries.h"
 #include "events.h"
+#include "handshakes.h"
 #include "linger.h"
 #include "log.h"
 #include "paths.h"
 #include "rejections.h"
 #include "responses.h"
+#include "tls.h"
 
 struct MHD_Daemon;
 struct Http;
@@ -42,6 +46,7 @@ typedef struct HttpDaemon
 	struct HttpDaemon *next;	/* an older one */
 	struct MHD_Daemon *mhd;
 	uint32_t	connections;
+	bool		tls;
 	bool		retiring;		/* takes no connection any more */
 } HttpDaemon;
 
@@ -52,11 +57,13 @@ typedef struct Http
 	ConfigFrame config;
 	bool		draining;		/* every request gets 503 */
 
-	HttpDaemon *daemons;		/* the newest first; only that one takes connections */
+	HttpDaemon *daemons;		/* those that take connections, and retiring ones */
+	TlsCertificate *certificate;	/* null: HTTPS is not served */
 	Responses	responses;
 	Paths		paths;
 	Deliveries	deliveries;
 	Rejections	rejections;
+	Handshakes	handshakes;
 	Linger		linger;
 
 	ConnectionList clients;		/* those that wait for the client */
@@ -77,9 +84,12 @@ extern bool http_init(Http *http, int epoll_fd, int64_t now);
 /* Applies limits, now or for later connections; false, after logging why, when it cannot serve under them. */
 extern bool http_configure(Http *http, const ConfigFrame *config);
 
-/* Takes an accepted, non-blocking socket; closes it when it cannot. */
+/* Serves HTTPS with this from now on; when it cannot it logs why, and goes on as before. */
+extern void http_set_certificate(Http *http, const TlsFrame *frame);
+
+/* Takes an accepted, non-blocking socket, perhaps for HTTPS; closes it when it cannot. */
 extern void http_take_connection(Http *http, int fd, const struct sockaddr *address,
-								 socklen_t address_length);
+								 socklen_t address_length, bool tls);
 
 /* Is there room for another connection? */
 extern bool http_has_room(const Http *http);

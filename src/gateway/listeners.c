@@ -32,7 +32,7 @@ listeners_init(Listeners *listeners, int epoll_fd)
 }
 
 bool
-listeners_add(Listeners *listeners, int fd)
+listeners_add(Listeners *listeners, int fd, bool tls)
 {
 	int			accepting = 0;
 	socklen_t	length = sizeof(accepting);
@@ -59,7 +59,7 @@ listeners_add(Listeners *listeners, int fd)
 		return false;
 
 	source = &listeners->sources[listeners->count];
-	source->kind = EVENT_LISTENER;
+	source->kind = tls ? EVENT_TLS_LISTENER : EVENT_LISTENER;
 	source->fd = fd;
 	listeners->count++;
 	return true;
@@ -106,7 +106,8 @@ listeners_accept(Listeners *listeners, const EventSource *source, Http *http)
 		{
 			if (length > sizeof(address))
 				length = sizeof(address);
-			http_take_connection(http, fd, (struct sockaddr *) &address, length);
+			http_take_connection(http, fd, (struct sockaddr *) &address, length,
+								 source->kind == EVENT_TLS_LISTENER);
 		}
 		else if (errno == EAGAIN || errno == EWOULDBLOCK)
 			return;

@@ -33,8 +33,8 @@ typedef struct Listeners
 
 extern void listeners_init(Listeners *listeners, int epoll_fd);
 
-/* Takes an inherited listening socket; false with errno when it is none. */
-extern bool listeners_add(Listeners *listeners, int fd);
+/* Takes an inherited listening socket, perhaps for HTTPS; false with errno when it is none. */
+extern bool listeners_add(Listeners *listeners, int fd, bool tls);
 
 /* Watches the sockets, or stops watching them; false with errno when that fails. */
 extern bool listeners_watch(Listeners *listeners, bool wanted, int64_t now);

@@ -2,8 +2,8 @@
  * main.c
  *	  The gateway: the program that speaks HTTP for a receiver.
  *
- *	  banked_webhooks_gateway --link=FD --http=FD[,FD...] [--parent=PID]
- *		  [--no-sandbox]
+ *	  banked_webhooks_gateway --link=FD --http=FD[,FD...] [--https=FD[,FD...]]
+ *		  [--parent=PID] [--no-sandbox]
  *
  * It is started by the receiver, with the listening sockets and one end of a
  * socket pair, and is of no use to anybody else.  It is a process of its own
@@ -29,6 +29,7 @@
 #include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 /* Allocations of this size and more are given back to the system when they are freed. */
 #define LARGE_ALLOCATION (256 * 1024)
@@ -38,11 +39,13 @@ typedef struct Arguments
 	int			link_fd;
 	int			listener_fds[LISTENERS_MAX];
 	unsigned	listener_count;
+	unsigned	plain_count;	/* the first of them: those for HTTP */
 	int			parent;			/* process id, or 0 */
 	bool		no_sandbox;		/* without the filter of system calls */
 } Arguments;
 
 static bool parse_arguments(int argc, char **argv, Arguments *arguments);
+static bool parse_listeners(const char *text, Arguments *arguments);
 static bool parse_number(const char *text, char end, int *number, const char **rest);
 
 /* Large, and used from the first to the last moment. */
@@ -60,7 +63,7 @@ main(int argc, char **argv)
 
 	if (!parse_arguments(argc, argv, &arguments))
 	{
-		log_line("usage: --link=FD --http=FD[,FD...] [--parent=PID] [--no-sandbox]; "
+		log_line("usage: --link=FD --http=FD[,FD...] [--https=FD[,FD...]] [--parent=PID] [--no-sandbox]; "
 				 "this program is started by the database server");
 		return 2;
 	}
@@ -77,7 +80,7 @@ main(int argc, char **argv)
 	}
 
 	if (!gateway_init(&gateway, arguments.link_fd, arguments.listener_fds,
-					  arguments.listener_count))
+					  arguments.plain_count, arguments.listener_count))
 		return 1;
 
 	if (sandbox_enter() != SANDBOX_OK)
@@ -87,6 +90,8 @@ main(int argc, char **argv)
 	}
 	if (!arguments.no_sandbox)
 	{
+		/* The library asks for the time zone, which is a file, with each answer. */
+		tzset();
 		if (sandbox_filter_calls() != SANDBOX_OK)
 		{
 			log_line("could not put the filter of system calls in force: %s "
@@ -104,6 +109,7 @@ parse_arguments(int argc, char **argv, Arguments *arguments)
 	static const struct option options[] = {
 		{"link", required_argument, NULL, 'l'},
 		{"http", required_argument, NULL, 'h'},
+		{"https", required_argument, NULL, 's'},
 		{"parent", required_argument, NULL, 'p'},
 		{"no-sandbox", no_argument, NULL, 'n'},
 		{NULL, 0, NULL, 0}
@@ -113,6 +119,7 @@ parse_arguments(int argc, char **argv, Arguments *arguments)
 
 	arguments->link_fd = -1;
 	arguments->listener_count = 0;
+	arguments->plain_count = 0;
 	arguments->parent = 0;
 	arguments->no_sandbox = false;
 
@@ -126,15 +133,14 @@ parse_arguments(int argc, char **argv, Arguments *arguments)
 					return false;
 				break;
 			case 'h':
-				rest = optarg;
-				do
-				{
-					if (arguments->listener_count == LISTENERS_MAX ||
-						!parse_number(rest, ',', &arguments->listener_fds[arguments->listener_count],
-									  &rest))
-						return false;
-					arguments->listener_count++;
-				} while (rest != NULL);
+				/* HTTP comes first, once. */
+				if (arguments->listener_count > 0 || !parse_listeners(optarg, arguments))
+					return false;
+				arguments->plain_count = arguments->listener_count;
+				break;
+			case 's':
+				if (arguments->plain_count == 0 || !parse_listeners(optarg, arguments))
+					return false;
 				break;
 			case 'p':
 				if (!parse_number(optarg, '\0', &arguments->parent, &rest))
@@ -147,7 +153,20 @@ parse_arguments(int argc, char **argv, Arguments *arguments)
 				return false;
 		}
 	}
-	return optind == argc && arguments->link_fd >= 0 && arguments->listener_count > 0;
+	return optind == argc && arguments->link_fd >= 0 && arguments->plain_count > 0;
+}
+
+static bool
+parse_listeners(const char *text, Arguments *arguments)
+{
+	do
+	{
+		if (arguments->listener_count == LISTENERS_MAX ||
+			!parse_number(text, ',', &arguments->listener_fds[arguments->listener_count], &text))
+			return false;
+		arguments->listener_count++;
+	} while (text != NULL);
+	return true;
 }
 
 /*

@@ -9,8 +9,8 @@
  *
  * A 200 is durable.  synchronous_commit is forced to the server's value, at
  * least "local", after the last deferred trigger; a transaction that found
- * only repetitions takes an id, so that its commit waits for disk and standby
- * as the first one's did; and a wait for a standby that was cut short by a
+ * only repetitions takes an id and writes to the WAL, so that its commit waits
+ * for disk and standby as the first one's did; and a wait for a standby that was cut short by a
  * signal makes all its 200s 503s, since PostgreSQL reports such a commit as done.
  *
  * Users' triggers run in here.  They can raise, loop, wait, change settings,
@@ -21,11 +21,12 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "commands/prepare.h"
 #include "miscadmin.h"
 #include "pgstat.h"
-#include "replication/syncrep.h"
+#include "replication/message.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/guc.h"
@@ -39,6 +40,7 @@
 #include "batch.h"
 #include "endpoint_cache.h"
 #include "event_store.h"
+#include "examine.h"
 #include "failure.h"
 #include "notify.h"
 #include "settings.h"
@@ -311,14 +313,16 @@ decide(Batch *batch, Delivery **deliveries, int count)
 static void
 commit(const Batch *batch, Delivery **deliveries, int count)
 {
-	bool		waits = commit_level > SYNCHRONOUS_COMMIT_LOCAL_FLUSH &&
-	SyncRepStandbyNames != NULL && SyncRepStandbyNames[0] != '\0';
+	bool		waits = commit_level > SYNCHRONOUS_COMMIT_LOCAL_FLUSH;
 	TimestampTz start = GetCurrentTimestamp();
 
 	for (int i = 0; i < count; i++)
 	{
 		if (answers_200(deliveries[i]))
 		{
+			/* A commit that has an id and no other WAL waits for nothing. */
+			if (XactLastRecEnd == 0)
+				(void) LogLogicalMessage("banked_webhooks", "", 0, true);
 			(void) GetTopTransactionId();
 			break;
 		}
@@ -326,7 +330,8 @@ commit(const Batch *batch, Delivery **deliveries, int count)
 	end_transaction();
 	COUNT(commit_time, GetCurrentTimestamp() - start);
 
-	if (waits && cancels != batch->signals_before)
+	/* ProcDiePending: PostgreSQL ends the wait by itself when the postmaster has died. */
+	if (waits && (cancels != batch->signals_before || ProcDiePending))
 	{
 		make_unavailable(deliveries, count);
 		log_failure(ERRCODE_QUERY_CANCELED, count);
@@ -598,7 +603,7 @@ examine_all(Batch *batch, Delivery *deliveries, int count)
 		endpoint_cache_refresh();
 		MemoryContextSwitchTo(context);
 		for (int i = 0; i < count; i++)
-			delivery_examine(&deliveries[i]);
+			examine_delivery(&deliveries[i]);
 		batch->in_transaction = true;
 		done = true;
 	}
@@ -714,7 +719,7 @@ batch_retry(int64 quarantine_id)
 		found = event_store_read_quarantine(quarantine_id, true, delivery);
 		if (found)
 		{
-			delivery_examine_body(delivery, NULL, NULL);
+			examine_body(delivery, NULL, NULL);
 			batch.in_transaction = true;
 		}
 		else

@@ -66,7 +66,7 @@ typedef struct Delivery
 	Datum		payload;		/* jsonb, palloc'ed; 0 until parsed */
 
 	/* what became of it */
-	Outcome		judged;			/* the outcome that delivery_examine gave */
+	Outcome		judged;			/* the outcome that examine_delivery gave */
 	Outcome		outcome;
 	RejectionReason rejection;	/* for OUTCOME_REJECTED and OUTCOME_UNAVAILABLE */
 	QuarantineReason reason;	/* for OUTCOME_QUARANTINED */
@@ -81,26 +81,11 @@ typedef struct Delivery
 	struct Delivery *same_as;	/* an earlier one of the batch with the same bytes and signature */
 } Delivery;
 
-/*
- * Judges a delivery: endpoint, signature, window, body, filter, live rule.
- * Afterwards its outcome is REJECTED or UNAVAILABLE (with the reason), UNWANTED,
- * QUARANTINED (to be stored there) or still PENDING (to be stored as an event).
- * The endpoint cache must have been refreshed in this transaction.  Allocates
- * in CurrentMemoryContext.
- */
-extern void delivery_examine(Delivery *delivery);
-
-/*
- * The second half of delivery_examine, for a delivery that is already known
- * to be authentic.  A body without identity gets the one given, if any.
- */
-extern void delivery_examine_body(Delivery *delivery, const char *event_id, const char *event_type);
-
 /* Marks a delivery for quarantine.  message, null or not, must live as long as the delivery. */
 extern void delivery_to_quarantine(Delivery *delivery, QuarantineReason reason, int sqlstate,
 								   const char *message);
 
-/* Did delivery_examine refuse it, for the reason in rejection? */
+/* Did examine_delivery refuse it, for the reason in rejection? */
 extern bool delivery_was_refused(const Delivery *delivery);
 
 /* The HTTP status that a decided delivery is answered with. */

@@ -50,6 +50,7 @@ typedef struct Child
 {
 	char		program[MAXPGPATH];
 	char		http[MAX_LISTENERS * 4 + 16];
+	char		https[MAX_LISTENERS * 4 + 16];	/* empty: none */
 	char		parent[32];
 	char		no_sandbox[16]; /* --no-sandbox, or empty */
 	int			null_fd;
@@ -94,6 +95,15 @@ find_program(Child *child)
 	return strlcat(child->program, PROGRAM, sizeof(child->program)) < sizeof(child->program);
 }
 
+/* Adds a descriptor to an option that lists them. */
+static void
+add_descriptor(char *option, Size size, const char *name, int fd)
+{
+	Size		length = strlen(option);
+
+	snprintf(option + length, size - length, "%s%d", length == 0 ? name : ",", fd);
+}
+
 static bool
 prepare_child(Child *child, int link, const Listeners *listeners)
 {
@@ -105,12 +115,13 @@ prepare_child(Child *child, int link, const Listeners *listeners)
 
 	child->fds[0] = link;
 	child->count = 1;
-	strlcpy(child->http, "--http=", sizeof(child->http));
 	for (int i = 0; i < listeners->count; i++)
 	{
 		child->fds[child->count++] = listeners->fds[i];
-		snprintf(child->http + strlen(child->http), sizeof(child->http) - strlen(child->http),
-				 "%s%d", i > 0 ? "," : "", FIRST_LISTENER_FD + i);
+		if (i < listeners->plain_count)
+			add_descriptor(child->http, sizeof(child->http), "--http=", FIRST_LISTENER_FD + i);
+		else
+			add_descriptor(child->https, sizeof(child->https), "--https=", FIRST_LISTENER_FD + i);
 	}
 	snprintf(child->parent, sizeof(child->parent), "--parent=%d", (int) getpid());
 	if (!bw_gateway_sandbox)
@@ -122,11 +133,16 @@ prepare_child(Child *child, int link, const Listeners *listeners)
 static void
 run_child(Child *child)
 {
-	char	   *argv[] = {PROGRAM, "--link=3", child->http, child->parent,
-		child->no_sandbox[0] != '\0' ? child->no_sandbox : NULL, NULL};
+	char	   *argv[] = {PROGRAM, "--link=3", child->http, child->parent, NULL, NULL, NULL};
+	int			argc = 4;
 	char	   *envp[] = {NULL};
 	struct sigaction action;
 	sigset_t	none;
+
+	if (child->https[0] != '\0')
+		argv[argc++] = child->https;
+	if (child->no_sandbox[0] != '\0')
+		argv[argc++] = child->no_sandbox;
 
 	(void) setsid();
 
@@ -216,6 +232,7 @@ gateway_start(Gateway *gateway, const Listeners *listeners)
 
 	gateway->pid = pid;
 	gateway->link = ends[0];
+	gateway->secret_sent = false;
 	gateway->ready = false;
 	gateway->sandbox = bw_gateway_sandbox;
 	gateway->started_at = gateway->heard_at = GetCurrentTimestamp();

@@ -18,6 +18,7 @@ typedef struct Gateway
 	int			link;			/* the socket to it, -1 when none runs */
 	FrameBuffer in;
 	FrameBuffer out;
+	bool		secret_sent;	/* out may still hold bytes of a private key that were sent */
 	bool		ready;			/* it has said hello */
 	bool		sandbox;		/* it was asked to confine itself */
 	TimestampTz started_at;

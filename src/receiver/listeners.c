@@ -57,13 +57,29 @@ addresses_overlap(const char *one, const char *other)
 	return false;
 }
 
-/* Claims the port for this database; returns the database that has it already, or InvalidOid. */
+/* The port that a slot has claimed and these listeners want, or 0. */
+static int
+common_port(const ReceiverSlot *slot, const Listeners *listeners)
+{
+	if (listeners->port == slot->port || listeners->port == slot->tls_port)
+		return listeners->port;
+	if (listeners->tls_port != 0 &&
+		(listeners->tls_port == slot->port || listeners->tls_port == slot->tls_port))
+		return listeners->tls_port;
+	return 0;
+}
+
+/*
+ * Claims the ports for this database; returns the database that has one of
+ * them, *port, already, or InvalidOid.
+ */
 static Oid
-claim_port(const Listeners *listeners)
+claim_ports(const Listeners *listeners, int *port)
 {
 	typedef struct Claim
 	{
 		Oid			database;
+		int			port;
 		char		addresses[sizeof(my_slot->addresses)];
 	} Claim;
 	Claim	   *claims = palloc(sizeof(Claim) * MAX_SLOTS);
@@ -76,31 +92,37 @@ claim_port(const Listeners *listeners)
 		ReceiverSlot *slot = &shared_state->slots[i];
 
 		if (slot->used && slot->pid != 0 && slot->database != MyDatabaseId &&
-			slot->port == listeners->port)
+			common_port(slot, listeners) != 0)
 		{
+			claims[count].port = common_port(slot, listeners);
 			claims[count].database = slot->database;
 			memcpy(claims[count].addresses, slot->addresses, sizeof(slot->addresses));
 			count++;
 		}
 	}
 	my_slot->port = listeners->port;
+	my_slot->tls_port = listeners->tls_port;
 	strlcpy(my_slot->addresses, listeners->addresses, sizeof(my_slot->addresses));
 	LWLockRelease(shared_state->lock);
 
 	for (int i = 0; i < count && !OidIsValid(owner); i++)
 	{
 		if (addresses_overlap(claims[i].addresses, listeners->addresses))
+		{
 			owner = claims[i].database;
+			*port = claims[i].port;
+		}
 	}
 	pfree(claims);
 	return owner;
 }
 
 static void
-release_port(void)
+release_ports(void)
 {
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 	my_slot->port = 0;
+	my_slot->tls_port = 0;
 	my_slot->listening_since = 0;
 	LWLockRelease(shared_state->lock);
 }
@@ -130,12 +152,29 @@ open_socket(const struct addrinfo *address)
 	return fd;
 }
 
+/* Is a socket open on this address already?  A list may name one twice, as "127.0.0.1, localhost" does. */
+static bool
+is_open(const Listeners *listeners, const struct addrinfo *address)
+{
+	for (int i = 0; i < listeners->count; i++)
+	{
+		struct sockaddr_storage bound;
+		socklen_t	length = sizeof(bound);
+
+		memset(&bound, 0, sizeof(bound));
+		if (getsockname(listeners->fds[i], (struct sockaddr *) &bound, &length) == 0 &&
+			length == address->ai_addrlen && memcmp(&bound, address->ai_addr, length) == 0)
+			return true;
+	}
+	return false;
+}
+
 /*
  * Opens the sockets of one entry of the list.  Names are not looked up, but
  * for localhost: that could take as long as a name server likes.
  */
 static bool
-open_address(Listeners *listeners, const char *name, char **problem)
+open_address(Listeners *listeners, const char *name, int port_number, char **problem)
 {
 	struct addrinfo hints = {0};
 	struct addrinfo *found = NULL;
@@ -144,7 +183,7 @@ open_address(Listeners *listeners, const char *name, char **problem)
 	char		port[8];
 	int			result;
 
-	snprintf(port, sizeof(port), "%d", listeners->port);
+	snprintf(port, sizeof(port), "%d", port_number);
 	hints.ai_socktype = SOCK_STREAM;
 	hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
 	if (!all && strcmp(name, "localhost") != 0)
@@ -161,9 +200,14 @@ open_address(Listeners *listeners, const char *name, char **problem)
 	{
 		int			fd;
 
+		if (is_open(listeners, address))
+		{
+			opened = true;
+			continue;
+		}
 		if (listeners->count == MAX_LISTENERS)
 		{
-			*problem = psprintf("banked_webhooks.listen_addresses names more than %d addresses",
+			*problem = psprintf("banked_webhooks.listen_addresses names more addresses than the %d sockets that there can be",
 								MAX_LISTENERS);
 			opened = false;
 			break;
@@ -178,27 +222,43 @@ open_address(Listeners *listeners, const char *name, char **problem)
 		/* A host may have no IPv6: "*" and localhost are content with one family. */
 		if ((errno == EAFNOSUPPORT || errno == EADDRNOTAVAIL) && (all || address->ai_next != NULL || opened))
 			continue;
-		*problem = psprintf("could not listen on \"%s\", port %d: %s", name, listeners->port,
+		*problem = psprintf("could not listen on \"%s\", port %d: %s", name, port_number,
 							strerror(errno));
 		opened = false;
 		break;
 	}
 	freeaddrinfo(found);
 	if (!opened && *problem == NULL)
-		*problem = psprintf("could not listen on \"%s\", port %d", name, listeners->port);
+		*problem = psprintf("could not listen on \"%s\", port %d", name, port_number);
 	return opened;
 }
 
+/* Opens the sockets of all entries of the list. */
+static bool
+open_addresses(Listeners *listeners, List *names, int port, char **problem)
+{
+	ListCell   *cell;
+
+	foreach(cell, names)
+	{
+		if (!open_address(listeners, lfirst(cell), port, problem))
+			return false;
+	}
+	return true;
+}
+
 bool
-listeners_open(Listeners *listeners, char **problem)
+listeners_open(Listeners *listeners, int tls_port, char **problem)
 {
 	List	   *names;
-	ListCell   *cell;
 	Oid			owner;
+	int			port;
 
 	*problem = NULL;
 	listeners->count = 0;
 	listeners->port = bw_port;
+	listeners->shared = bw_receivers > 1;
+	listeners->tls_port = tls_port;
 	strlcpy(listeners->addresses, bw_listen_addresses, sizeof(listeners->addresses));
 	if (!SplitGUCList(pstrdup(bw_listen_addresses), ',', &names) || names == NIL)
 	{
@@ -206,23 +266,28 @@ listeners_open(Listeners *listeners, char **problem)
 		return false;
 	}
 
-	owner = claim_port(listeners);
+	if (tls_port == bw_port)
+	{
+		*problem = psprintf("banked_webhooks.port and banked_webhooks.tls_port are both %d", bw_port);
+		return false;
+	}
+
+	owner = claim_ports(listeners, &port);
 	if (OidIsValid(owner))
 	{
 		*problem = psprintf("port %d is used for webhooks of the database with OID %u",
-							listeners->port, owner);
-		release_port();
+							port, owner);
+		release_ports();
 		return false;
 	}
-	foreach(cell, names)
+	if (open_addresses(listeners, names, bw_port, problem))
 	{
-		if (!open_address(listeners, lfirst(cell), problem))
-		{
-			listeners_close(listeners);
-			return false;
-		}
+		listeners->plain_count = listeners->count;
+		if (tls_port == 0 || open_addresses(listeners, names, tls_port, problem))
+			return true;
 	}
-	return true;
+	listeners_close(listeners);
+	return false;
 }
 
 void
@@ -231,11 +296,12 @@ listeners_close(Listeners *listeners)
 	for (int i = 0; i < listeners->count; i++)
 		close(listeners->fds[i]);
 	listeners->count = 0;
-	release_port();
+	release_ports();
 }
 
 bool
-listeners_are_current(const Listeners *listeners)
+listeners_are_current(const Listeners *listeners, int tls_port)
 {
-	return listeners->port == bw_port && strcmp(listeners->addresses, bw_listen_addresses) == 0;
+	return listeners->port == bw_port && listeners->shared == (bw_receivers > 1) &&
+		listeners->tls_port == tls_port && strcmp(listeners->addresses, bw_listen_addresses) == 0;
 }

@@ -8,9 +8,8 @@
  * the event's own id and, in data, the resource.  The list of types is open.
  *
  * The body is signed, but that proves only who sent it.  PostgreSQL's JSON
- * parser gets it after a look at three things that it does not bound by
- * itself: bytes that are not UTF-8, nesting, and numbers such as 1e100000, a
- * few bytes here that jsonb would print as a hundred thousand.
+ * parser gets it after a look at what it does not bound by itself: bytes that
+ * are not UTF-8, nesting, and the size of numbers (payload_limits.h).
  */
 #include "postgres.h"
 
@@ -22,97 +21,16 @@
 #include "utils/memutils.h"
 
 #include "payload.h"
-
-#define MAX_NESTING 500
-#define MAX_EXPANSION 65536		/* digits that exponents of one body may add */
-#define MAX_EXPONENT 1000000	/* where counting an exponent stops */
-
-/* The digits that an exponent at p (behind the e) adds; *p is moved behind it. */
-static long
-read_exponent(const char **p, const char *end)
-{
-	long		exponent = 0;
-
-	if (*p < end && (**p == '+' || **p == '-'))
-		(*p)++;
-	while (*p < end && **p >= '0' && **p <= '9')
-	{
-		if (exponent < MAX_EXPONENT)
-			exponent = exponent * 10 + (**p - '0');
-		(*p)++;
-	}
-	return exponent;
-}
-
-/*
- * Moves p, which stands behind an opening quotation mark, behind the closing
- * one: the first that an even number of backslashes precedes.
- */
-static const char *
-skip_string(const char *p, const char *end)
-{
-	const char *start = p;
-	const char *quote;
-
-	while ((quote = memchr(p, '"', end - p)) != NULL)
-	{
-		const char *backslash = quote;
-
-		while (backslash > start && backslash[-1] == '\\')
-			backslash--;
-		if ((quote - backslash) % 2 == 0)
-			return quote + 1;
-		p = quote + 1;
-	}
-	return end;
-}
+#include "payload_limits.h"
 
 const char *
 payload_check_limits(const char *body, Size length)
 {
-	/* Outside strings, where something may have to be done. */
-	static const bool stops[256] = {
-		['"'] = true, ['{'] = true, ['['] = true, ['}'] = true, [']'] = true,
-		['e'] = true, ['E'] = true
-	};
-	const char *p = body;
-	const char *end = body + length;
-	int			nesting = 0;
-	long		expansion = 0;
-
 	if (memchr(body, '\0', length) != NULL)
 		return "the body contains a zero byte";
 	if (!pg_verify_mbstr(PG_UTF8, body, length, true))
 		return "the body is not valid UTF-8";
-
-	for (;;)
-	{
-		char		before;
-		char		c;
-
-		while (p < end && !stops[(unsigned char) *p])
-			p++;
-		if (p >= end)
-			return NULL;
-		before = p > body ? p[-1] : ' ';
-		c = *p++;
-
-		if (c == '"')
-			p = skip_string(p, end);
-		else if (c == '{' || c == '[')
-		{
-			if (++nesting > MAX_NESTING)
-				return "the body is nested too deeply";
-		}
-		else if (c == '}' || c == ']')
-			nesting--;
-		else if ((before >= '0' && before <= '9') || before == '.')
-		{
-			expansion += read_exponent(&p, end);
-			if (expansion > MAX_EXPANSION)
-				return "the numbers of the body would take too many digits";
-		}
-	}
+	return payload_scan_limits(body, length);
 }
 
 /*

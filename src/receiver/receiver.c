@@ -43,6 +43,7 @@
 #include "rejection_log.h"
 #include "settings.h"
 #include "statements.h"
+#include "tls_files.h"
 
 /* Milliseconds. */
 #define PING_AFTER 250			/* of silence */
@@ -120,6 +121,7 @@ receiver_exit(int code, Datum arg)
 	my_slot->latch = NULL;
 	my_slot->listening_since = 0;
 	my_slot->port = 0;
+	my_slot->tls_port = 0;
 	counters_wake_launcher();
 	LWLockRelease(shared_state->lock);
 }
@@ -247,14 +249,18 @@ start_listening(void)
 {
 	char	   *problem = NULL;
 
-	if (listeners_open(&receiver.listeners, &problem))
+	if (listeners_open(&receiver.listeners, tls_files_port(), &problem))
 	{
 		note_listening();
 		receiver.listen_problem_reported = false;
 		receiver.gateway_at = 0;
 		ereport(LOG,
-				(errmsg("receiving webhooks on \"%s\", port %d",
-						receiver.listeners.addresses, receiver.listeners.port)));
+				(receiver.listeners.tls_port == 0 ?
+				 errmsg("receiving webhooks on \"%s\", port %d",
+						receiver.listeners.addresses, receiver.listeners.port) :
+				 errmsg("receiving webhooks on \"%s\", port %d, and by HTTPS on port %d",
+						receiver.listeners.addresses, receiver.listeners.port,
+						receiver.listeners.tls_port)));
 		return;
 	}
 	if (!receiver.listen_problem_reported)
@@ -334,6 +340,28 @@ send_config(bool always)
 	(void) frame_put_config(&receiver.gateway.out, &config);
 }
 
+/* Sends what HTTPS is served with, when it is served. */
+static void
+send_tls(void)
+{
+	if (receiver.listeners.tls_port != 0)
+		receiver.gateway.secret_sent = tls_files_put(&receiver.gateway.out);
+}
+
+/* Writes to the gateway what it takes now. */
+static void
+flush_gateway(void)
+{
+	Gateway    *gateway = &receiver.gateway;
+
+	(void) frame_buffer_write(&gateway->out, gateway->link);
+	if (gateway->secret_sent && frame_buffer_length(&gateway->out) == 0)
+	{
+		frame_buffer_cleanse(&gateway->out);
+		gateway->secret_sent = false;
+	}
+}
+
 static void
 send_paths(void)
 {
@@ -362,6 +390,7 @@ start_gateway(void)
 		return;
 	}
 	send_config(true);
+	send_tls();
 	send_paths();
 }
 
@@ -655,6 +684,8 @@ reload_settings(void)
 	endpoint_cache_retry_unreadable();
 	if (receiver.gateway.pid != 0)
 		send_config(false);
+	if (tls_files_load() && receiver.gateway.pid != 0)
+		send_tls();
 }
 
 /*
@@ -712,7 +743,7 @@ follow_sandbox_setting(void)
 static void
 follow_listen_settings(void)
 {
-	if (receiver.listeners.count == 0 || listeners_are_current(&receiver.listeners))
+	if (receiver.listeners.count == 0 || listeners_are_current(&receiver.listeners, tls_files_port()))
 		return;
 	drain();
 	listeners_close(&receiver.listeners);
@@ -859,7 +890,7 @@ main_loop(void)
 		if (!do_what_is_due())
 			return;
 		if (receiver.gateway.pid != 0)
-			(void) frame_buffer_write(&receiver.gateway.out, receiver.gateway.link);
+			flush_gateway();
 
 		link_readable = wait_for_events(&waited);
 		CHECK_FOR_INTERRUPTS();
@@ -879,6 +910,7 @@ banked_webhooks_receiver_main(Datum arg)
 	BackgroundWorkerUnblockSignals();
 
 	attach(DatumGetInt32(arg));
+	SetConfigOption("application_name", MyBgworkerEntry->bgw_type, PGC_USERSET, PGC_S_OVERRIDE);
 	batch_init_session();
 	gateway_init(&receiver.gateway);
 	receiver.turn_context = AllocSetContextCreate(TopMemoryContext, "banked_webhooks batch",
@@ -888,6 +920,7 @@ banked_webhooks_receiver_main(Datum arg)
 	if (!check_service())
 		proc_exit(0);
 	fit_delivery_room();
+	(void) tls_files_load();
 	main_loop();
 	listeners_close(&receiver.listeners);
 	drain();

@@ -284,6 +284,8 @@ sub new_standby
 
 	$self->node->backup("for_$name");
 	$node->init_from_backup($self->node, "for_$name", has_streaming => 1);
+	# The copy of a backup has other permissions.
+	$standby->write_private_file('master.key', slurp_file($self->node->data_dir . '/master.key'));
 	$node->append_conf('postgresql.conf', "banked_webhooks.port = $standby->{port}\n");
 	return $standby;
 }

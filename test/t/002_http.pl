@@ -255,20 +255,23 @@ answers(413, changed('Content-Length' => 65537, 'banked-signature' => undef, bod
 }
 
 # Clients that never finish, and those that go away.
-foreach my $case (
-	[ 'nothing',      '' ],
-	[ 'half a line',  'POST /ho' ],
-	[ 'half the headers', "POST /hook HTTP/1.1\r\nHost: a\r\nX: " ],
-	[ 'half a body',  substr(changed(), 0, -10) ])
 {
-	my $connection = $service->connect;
-	$connection->send($case->[1]);
-	ok($connection->wait_for_end, "closed at request_timeout: $case->[0]");
-	is($connection->remaining, '', '... without an answer');
+	my %partial = (
+		'nothing'          => '',
+		'half a line'      => 'POST /ho',
+		'half the headers' => "POST /hook HTTP/1.1\r\nHost: a\r\nX: ",
+		'half a body'      => substr(changed(), 0, -10));
+	my %clients = map { $_ => $service->connect } keys %partial;
+
+	$clients{$_}->send($partial{$_}) foreach keys %partial;
+	foreach my $name (sort keys %clients)
+	{
+		ok($clients{$name}->wait_for_end, "closed at request_timeout: $name");
+		is($clients{$name}->remaining, '', '... without an answer');
+	}
 }
 {
 	my $connection = $service->connect;
-	my $bytes = substr changed(), 0, -10;
 	my $drip = sub { $connection->send("X: y\r\n"); return $connection->receive_some };
 	$connection->send("POST /hook HTTP/1.1\r\nHost: a\r\n");
 	ok_until(sub { defined $drip->() }, 'a client that sends a little for ever is closed too', 10);

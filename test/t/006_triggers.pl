@@ -205,6 +205,18 @@ SQL
 		'banked_webhooks_worker', 'a deferred trigger runs as the worker role');
 }
 
+# An index expression is evaluated by whoever inserts.
+$service->sql(<<'SQL');
+create function public.spy(text) returns text language plpgsql immutable as $$
+begin
+	raise exception 'in an index: % %', current_user, session_user;
+end $$;
+create index spy on banked.events (public.spy(event_type)) where event_id like 'spied%';
+SQL
+is(deliver('spied'), 200, 'an index expression that raises: 200');
+like(quarantine('spied'), qr/^trigger_error\|P0001\|in an index: banked_webhooks_worker banked_webhooks_worker$/, 'it runs as the worker role');
+$service->sql('drop index banked.spy');
+
 # Triggers at statement level see the batch.
 $service->sql(<<'SQL');
 create table public.statements (rows bigint);

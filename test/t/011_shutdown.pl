@@ -147,6 +147,17 @@ stop_under_load('immediate', 2);
 	$service->sql("select pg_cancel_backend($receiver)");
 	$response = $connection->receive;
 	is($response && $response->{status}, 503, 'a cancelled wait is answered with 503');
+
+	# Most repetitions write nothing to the WAL by themselves, not even for a sequence: they must wait all the same.
+	foreach my $number (2, 3)
+	{
+		$connection = $service->connect;
+		$connection->send(request('/hook', event('unreplicated', 'payment_sent')));
+		ok_until(sub { $service->sql(q(select count(*) from pg_stat_activity where wait_event = 'SyncRep')) > 0 }, "so does repetition $number");
+		$service->sql("select pg_cancel_backend($receiver)");
+		$response = $connection->receive;
+		is($response && $response->{status}, 503, 'and its cancelled wait is answered with 503');
+	}
 	$service->sql(q(alter system reset synchronous_standby_names));
 	$node->reload;
 	ok_until(sub { $service->post('/hook', event('unreplicated', 'payment_sent')) == 200 }, 'and with 200 once it is safe');

@@ -65,6 +65,14 @@ put_config(FrameBuffer *buffer)
 }
 
 static bool
+put_tls(FrameBuffer *buffer)
+{
+	TlsFrame	tls = {(const uint8_t *) "chain", 5, (const uint8_t *) "secret", 6};
+
+	return frame_put_tls(buffer, &tls);
+}
+
+static bool
 put_paths(FrameBuffer *buffer)
 {
 	PathEntry	paths[2] = {{PATH_ACTIVE, "/a", 2}, {PATH_RETIRED, "/bc", 3}};
@@ -103,6 +111,7 @@ static const struct
 	{"rejection", FRAME_REJECTION, put_rejection},
 	{"status", FRAME_STATUS, put_status},
 	{"config", FRAME_CONFIG, put_config},
+	{"tls", FRAME_TLS, put_tls},
 	{"paths", FRAME_PATHS, put_paths},
 	{"answers", FRAME_ANSWERS, put_answers},
 	{"ping", FRAME_PING, put_ping},
@@ -120,6 +129,7 @@ decode(const Frame *frame)
 	RejectionFrame rejection;
 	StatusFrame status;
 	ConfigFrame config;
+	TlsFrame	tls;
 	uint64_t	number;
 
 	switch (frame->type)
@@ -134,6 +144,8 @@ decode(const Frame *frame)
 			return frame_get_status(frame, &status);
 		case FRAME_CONFIG:
 			return frame_get_config(frame, &config);
+		case FRAME_TLS:
+			return frame_get_tls(frame, &tls);
 		case FRAME_PATHS:
 			return frame_get_path_count(frame) >= 0;
 		case FRAME_ANSWERS:
@@ -170,6 +182,24 @@ take(FrameBuffer *buffer, PutFunction put, Frame *frame)
 	frame_buffer_free(buffer);
 	put(buffer);
 	frame_next(buffer, frame);
+}
+
+/* test_secret takes a frame with a private key off the buffer, which then forgets it. */
+static void
+test_secret(FrameBuffer *buffer)
+{
+	TlsFrame	tls;
+	Frame		frame;
+
+	take(buffer, put_tls, &frame);
+	TAP_OK(frame_get_tls(&frame, &tls) &&
+		   tls.certificate_length == 5 && memcmp(tls.certificate, "chain", 5) == 0 &&
+		   tls.key_length == 6 && memcmp(tls.key, "secret", 6) == 0, "tls: contents");
+	frame_put_ping(buffer, 7);
+	frame_buffer_cleanse(buffer);
+	TAP_OK(tls.key[0] == 0 && memcmp(tls.key, tls.key + 1, 5) == 0, "tls: the key is overwritten");
+	TAP_OK(frame_next(buffer, &frame) == FRAME_COMPLETE && frame.type == FRAME_PING,
+		   "tls: the next frame is not");
 }
 
 static void
@@ -223,6 +253,8 @@ test_contents(void)
 		   config.max_connections == 3 && config.max_pending == 4 &&
 		   config.max_pending_size == 5 && config.request_timeout == 6 &&
 		   config.answer_timeout == 7, "config: contents");
+
+	test_secret(&buffer);
 
 	take(&buffer, put_paths, &frame);
 	TAP_IS(frame_get_path_count(&frame), 2, "paths: count");
@@ -344,6 +376,9 @@ test_values(void)
 	TAP_OK(!decode_with(put_status, 48, 2), "a boolean of 2");
 	TAP_OK(!decode_with(put_config, 0, 0), "max_body_size 0");
 	TAP_OK(!decode_with(put_config, 32, 0), "answer_timeout 0");
+	TAP_OK(!decode_with(put_tls, 0, 0), "no certificate");
+	TAP_OK(!decode_with(put_tls, 4, 0), "no private key");
+	TAP_OK(!decode_with(put_tls, 6, 1), "a private key beyond the frame");
 	TAP_OK(!decode_with(put_paths, 0, 0), "path state 0");
 	TAP_OK(!decode_with(put_paths, 0, 3), "path state 3");
 	TAP_OK(!decode_with(put_paths, 1, 0), "empty path");

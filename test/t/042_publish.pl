@@ -51,6 +51,10 @@ like($service->sql_error("$columns('/nowhere', '$url')"), qr/42704: endpoint "\/
 like($service->sql_error("$columns('/hook', '$url', 'sandbox')"), qr/42704: API credentials "sandbox" do not exist/, 'no credentials');
 is(drift(), '/hook endpoint is not published', 'drift says so');
 
+$service->sql(q(select from banked.register_endpoint('/none', events => array['nothing_*'])));
+like($service->sql_error("$columns('/none', '$url')"), qr/55000: endpoint "\/none" wants no event type/, 'no types');
+$service->sql(q(select banked.retire_endpoint('/none')));
+
 is(publish("'/hook', '$url'"), 'payment created, mandate created', 'published');
 is(at_banked(), "mandate $url $KEY 7, payment $url $KEY 15", 'payment and mandate types in separate webhooks');
 is(drift(), '', 'no drift');
