@@ -219,8 +219,8 @@ set_options(Transfer *transfer, const HttpRequest *request)
 	if (bw_api_ca_file[0] != '\0')
 		SET(CURLOPT_CAINFO, bw_api_ca_file);
 	SET(CURLOPT_FOLLOWLOCATION, 0L);
-	/* Empty: none, whatever the environment says.  What goes to the receiver itself needs none. */
-	SET(CURLOPT_PROXY, request->allow_plain ? "" : bw_api_proxy);
+	/* Empty: none, whatever the environment says.  What goes to a receiver by http: needs none. */
+	SET(CURLOPT_PROXY, strncmp(request->url, "https:", 6) == 0 ? bw_api_proxy : "");
 
 	SET(CURLOPT_NOSIGNAL, 1L);
 	/* A look-up of a name that hangs is left behind when the transfer ends. */

@@ -187,7 +187,7 @@ like($service->sql_error("set banked_webhooks.api_proxy = 'http://127.0.0.1:$fre
 like($service->sql_error("set banked_webhooks.api_proxy = 'http://127.0.0.1:$api->{control}'; select banked.api_delete_webhook('x')"), qr/WH001: /, 'a proxy that refuses');
 like($service->sql_error("set banked_webhooks.api_ca_file = ''; $list"), qr/WH002: .*no trustworthy TLS connection/, 'an unknown CA');
 {
-	my $other = BankedWebhooks::Api->new(host => '127.0.0.2');
+	my $other = BankedWebhooks::Api->new(names => 'IP:127.0.0.2');
 	like($service->sql_error("set banked_webhooks.api_ca_file = '${\ $other->ca}'; set banked_webhooks.api_base_url = '${\ $other->url}'; $list"),
 		qr/WH002: .*no trustworthy TLS connection/, 'a certificate for another host');
 	is(scalar $other->requests, 0, 'is told nothing');

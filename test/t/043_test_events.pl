@@ -6,11 +6,20 @@ use warnings;
 
 use BankedWebhooks;
 use BankedWebhooks::Api;
+use BankedWebhooks::Certificates;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $service = BankedWebhooks->new;
+my $authority = BankedWebhooks::Certificates->new;
+my ($certificate, $certificate_key) = $authority->issue('receiver');
+my $tls_port = PostgreSQL::Test::Cluster::get_free_port();
+my $service = BankedWebhooks->new(conf => <<"CONF");
+banked_webhooks.tls_port = $tls_port
+banked_webhooks.tls_cert_file = '$certificate'
+banked_webhooks.tls_key_file = '$certificate_key'
+banked_webhooks.api_ca_file = '${\ $authority->ca}'
+CONF
 my $fields = "select status, outcome, answer, elapsed > '0', reason from banked.send_test_event";
 
 $service->register('/hook', live => 'true');
@@ -70,8 +79,10 @@ like($service->sql_error("begin; select from banked.register_endpoint('/new'); $
 	$service->wait_for_port;
 }
 
-# Over HTTPS, as Banked would come; the API's server answers 404 to that path.
+# Over HTTPS, as Banked would come.
+is($service->sql("select status, outcome from banked.send_test_event('/hook', 'payment_sent', base_url => 'https://localhost:$tls_port')"), '200|stored', 'over HTTPS');
 {
+	# A server of others', which has no such path.
 	my $api = BankedWebhooks::Api->new;
 	$service->sql("alter system set banked_webhooks.api_ca_file = '${\ $api->ca}'");
 	$service->sql('select pg_reload_conf()');

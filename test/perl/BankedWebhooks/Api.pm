@@ -10,43 +10,26 @@ use File::Basename qw(dirname);
 use HTTP::Tiny;
 use IPC::Open2;
 use JSON::PP;
-use PostgreSQL::Test::Utils;
+
+use BankedWebhooks::Certificates;
 
 our $API_KEY = 'api-key-of-tests';
 our $SECRET_KEY = 'secret-key-of-tests';
 
-# Starts it.  Options: host, that its certificate is for (an IP address; default 127.0.0.1).
+# Starts it.  Options: names, that its certificate is for, as of a subjectAltName.
 sub new
 {
 	my ($class, %options) = @_;
-	my $self = bless { directory => PostgreSQL::Test::Utils::tempdir }, $class;
+	my $self = bless { authority => BankedWebhooks::Certificates->new('authority of the API') }, $class;
+	my ($certificate, $key) = $self->{authority}->issue('API', 'ec', $options{names});
 
-	$self->make_certificates($options{host} // '127.0.0.1');
 	$self->{pid} = open2(
 		$self->{out}, $self->{in}, '/usr/bin/python3', dirname(__FILE__) . '/../../api/banked_api.py',
-		'--cert', "$self->{directory}/server.crt", '--key', "$self->{directory}/server.key",
+		'--cert', $certificate, '--key', $key,
 		'--api-key', $API_KEY, '--secret-key', $SECRET_KEY);
 	readline($self->{out}) =~ /^HTTPS (\d+) CONTROL (\d+)$/ or die "the API does not start\n";
 	@$self{qw(port control)} = ($1, $2);
 	return $self;
-}
-
-sub make_certificates
-{
-	my ($self, $host) = @_;
-	my $directory = $self->{directory};
-	my $subject = PostgreSQL::Test::Utils::system_log(
-		'sh', '-c', <<"SH");
-cd '$directory' && umask 022 && {
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.crt -days 2 -subj '/CN=CA of a test' &&
-openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout server.key -out server.csr -subj '/CN=server of a test' &&
-echo 'subjectAltName=IP:$host' >server.ext &&
-openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out server.crt -days 2 -extfile server.ext
-} >openssl.log 2>&1
-SH
-	die "openssl made no certificates: " . slurp_file("$directory/openssl.log") if $subject != 0;
-	chmod 0755, $directory;
-	return;
 }
 
 sub DESTROY
@@ -62,7 +45,7 @@ sub DESTROY
 }
 
 sub url { return "https://127.0.0.1:$_[0]{port}" }
-sub ca { return "$_[0]{directory}/ca.crt" }
+sub ca { return $_[0]{authority}->ca }
 
 # Talks to its control port; content, where there is any, is posted.
 sub control
