@@ -32,6 +32,7 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 DO $check$
 DECLARE
 	stranger name;
+	foreign_object record;
 BEGIN
 	IF getdatabaseencoding() <> 'UTF8' THEN
 		RAISE EXCEPTION USING
@@ -64,6 +65,32 @@ BEGIN
 			ERRCODE = 'object_not_in_prerequisite_state',
 			MESSAGE = format('role "%s" may create objects in schema "banked"', stranger),
 			HINT = 'REVOKE CREATE ON SCHEMA banked from it.';
+	END IF;
+
+	IF to_regnamespace('banked') IS NOT NULL THEN
+		SELECT o.kind, o.name, r.rolname AS owner INTO foreign_object
+		FROM (SELECT 'function' AS kind, p.oid::regprocedure::text AS name, p.proowner AS owner
+			  FROM pg_proc AS p WHERE p.pronamespace = 'banked'::regnamespace
+			  UNION ALL
+			  SELECT 'operator', o.oid::regoperator::text, o.oprowner
+			  FROM pg_operator AS o WHERE o.oprnamespace = 'banked'::regnamespace
+			  UNION ALL
+			  SELECT 'type', t.oid::regtype::text, t.typowner
+			  FROM pg_type AS t WHERE t.typnamespace = 'banked'::regnamespace AND t.typrelid = 0 AND t.typelem = 0
+			  UNION ALL
+			  SELECT 'relation', c.oid::regclass::text, c.relowner
+			  FROM pg_class AS c WHERE c.relnamespace = 'banked'::regnamespace AND c.relkind NOT IN ('i', 'I')) AS o
+			JOIN pg_roles AS r ON r.oid = o.owner
+		WHERE NOT r.rolsuper
+		ORDER BY 1, 2
+		LIMIT 1;
+		IF FOUND THEN
+			RAISE EXCEPTION USING
+				ERRCODE = 'object_not_in_prerequisite_state',
+				MESSAGE = format('%s %s belongs to role "%s", which is no superuser', foreign_object.kind, foreign_object.name, foreign_object.owner),
+				DETAIL = 'The extension works with the rights of a superuser in schema "banked", and would run what its owner puts there.',
+				HINT = 'Drop it, or give it to the owner of the extension.';
+		END IF;
 	END IF;
 END
 $check$;
@@ -429,12 +456,14 @@ COMMENT ON FUNCTION banked._notify() IS 'notifies channel banked_webhooks of new
 CREATE TRIGGER banked_webhooks_config_changed
 	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON banked.key_secrets
 	FOR EACH STATEMENT EXECUTE FUNCTION banked._config_changed();
+ALTER TABLE banked.key_secrets ENABLE ALWAYS TRIGGER banked_webhooks_config_changed;
 COMMENT ON TRIGGER banked_webhooks_config_changed ON banked.key_secrets IS
 	'lets the receivers know';
 
 CREATE TRIGGER banked_webhooks_config_changed
 	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON banked.service_state
 	FOR EACH STATEMENT EXECUTE FUNCTION banked._config_changed();
+ALTER TABLE banked.service_state ENABLE ALWAYS TRIGGER banked_webhooks_config_changed;
 COMMENT ON TRIGGER banked_webhooks_config_changed ON banked.service_state IS
 	'lets the receivers know';
 
@@ -558,7 +587,7 @@ BEGIN
 		CREATE INDEX ON banked.events (resource_id) WHERE api_version = 'v3';
 		COMMENT ON TABLE banked.events IS
 			'Banked''s webhooks, each event once; inserted as banked_webhooks_worker, and so users'' triggers run as that role';
-		PERFORM banked._comment_event_columns('banked.events');
+		PERFORM banked._comment_event_columns('banked.events'::regclass);
 	END IF;
 
 	IF to_regclass('banked.event_revisions') IS NULL THEN
@@ -575,7 +604,7 @@ BEGIN
 		CREATE INDEX ON banked.event_revisions (resource_id) WHERE api_version = 'v3';
 		COMMENT ON TABLE banked.event_revisions IS
 			'authentic deliveries of an event that stands in events already, and not mere repetitions of it';
-		PERFORM banked._comment_event_columns('banked.event_revisions');
+		PERFORM banked._comment_event_columns('banked.event_revisions'::regclass);
 		COMMENT ON COLUMN banked.event_revisions.kind IS
 			'changed: other bytes; recurrence: the same event of a resource again, after another one (a mandate that became active again)';
 	END IF;
@@ -584,7 +613,7 @@ BEGIN
 	IF NOT EXISTS (SELECT FROM pg_attribute
 				   WHERE attrelid = 'banked.event_revisions'::regclass AND attname = 'seq' AND atthasdef) THEN
 		ALTER TABLE banked.event_revisions ALTER COLUMN seq SET DEFAULT nextval('banked.events_seq_seq');
-		PERFORM setval('banked.events_seq_seq', max(r.seq)) FROM banked.event_revisions AS r;
+		PERFORM setval('banked.events_seq_seq'::regclass, max(r.seq)) FROM banked.event_revisions AS r;
 	END IF;
 END
 $$;
@@ -758,6 +787,10 @@ BEGIN
 		-- OR REPLACE: the snapshot of a REPEATABLE READ transaction may be too old to show it
 		EXECUTE format('CREATE OR REPLACE TRIGGER %I %s', missing.name, missing.clauses);
 		EXECUTE format('COMMENT ON TRIGGER %I ON %s IS %L', missing.name, missing.relation, missing.description);
+		-- A revoked key must end whatever session_replication_role is.
+		IF missing.name = 'banked_webhooks_config_changed' THEN
+			EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', missing.relation, missing.name);
+		END IF;
 	END LOOP;
 END
 $$;
@@ -818,6 +851,9 @@ BEGIN
 	END IF;
 
 	-- Without these nothing can be stored.
+	IF NOT has_database_privilege('banked_webhooks_worker', current_database(), 'CONNECT') THEN
+		EXECUTE format('GRANT CONNECT ON DATABASE %I TO banked_webhooks_worker', current_database());
+	END IF;
 	IF NOT (has_table_privilege('banked_webhooks_worker', 'banked.events', 'INSERT')
 			AND has_table_privilege('banked_webhooks_worker', 'banked.events', 'SELECT')
 			AND has_table_privilege('banked_webhooks_worker', 'banked.event_revisions', 'INSERT')
@@ -866,28 +902,37 @@ COMMENT ON FUNCTION banked._release_from_extensions() IS
 
 CREATE FUNCTION banked._check_owners()
 RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-	foreign_table record;
+	foreign_object record;
 BEGIN
-	SELECT c.oid::regclass AS name, r.rolname AS owner INTO foreign_table
-	FROM unnest(banked._table_names()) AS t (name)
-		JOIN pg_class AS c ON c.oid = to_regclass('banked.' || t.name)
-		JOIN pg_roles AS r ON r.oid = c.relowner
-	WHERE t.name NOT IN ('events', 'event_revisions')	-- written as banked_webhooks_worker
-		AND NOT r.rolsuper
+	SELECT o.kind, o.name, r.rolname AS owner INTO foreign_object
+	FROM (SELECT 'function' AS kind, p.oid::regprocedure::text AS name, p.proowner AS owner
+		  FROM pg_proc AS p WHERE p.pronamespace = 'banked'::regnamespace
+		  UNION ALL
+		  SELECT 'operator', o.oid::regoperator::text, o.oprowner
+		  FROM pg_operator AS o WHERE o.oprnamespace = 'banked'::regnamespace
+		  UNION ALL
+		  SELECT 'type', t.oid::regtype::text, t.typowner
+		  FROM pg_type AS t WHERE t.typnamespace = 'banked'::regnamespace AND t.typrelid = 0 AND t.typelem = 0
+		  UNION ALL
+		  SELECT 'relation', c.oid::regclass::text, c.relowner
+		  FROM pg_class AS c WHERE c.relnamespace = 'banked'::regnamespace AND c.relkind NOT IN ('i', 'I')) AS o
+		JOIN pg_roles AS r ON r.oid = o.owner
+	WHERE NOT r.rolsuper
+	ORDER BY 1, 2
 	LIMIT 1;
 	IF FOUND THEN
 		RAISE EXCEPTION USING
 			ERRCODE = 'object_not_in_prerequisite_state',
-			MESSAGE = format('table "%s" belongs to role "%s", which is no superuser', foreign_table.name, foreign_table.owner),
-			DETAIL = 'The extension writes this table with the rights of a superuser, and a trigger of its owner would run with them.',
-			HINT = 'Give the table to the owner of the extension.';
+			MESSAGE = format('%s %s belongs to role "%s", which is no superuser', foreign_object.kind, foreign_object.name, foreign_object.owner),
+			DETAIL = 'The extension works with the rights of a superuser in schema "banked", and would run what its owner puts there.',
+			HINT = 'Drop it, or give it to the owner of the extension.';
 	END IF;
 END
 $$;
-COMMENT ON FUNCTION banked._check_owners() IS 'raises 55000 when a table that is written as superuser belongs to somebody else';
+COMMENT ON FUNCTION banked._check_owners() IS 'raises 55000 when something in schema banked belongs to somebody who is no superuser';
 
 CREATE FUNCTION banked.create_tables()
 RETURNS void
@@ -896,7 +941,8 @@ AS $$
 DECLARE
 	bare text[];
 BEGIN
-	PERFORM pg_advisory_xact_lock(hashtextextended('banked.create_tables', 0));
+	-- One at a time, by a lock that nobody else can take.
+	LOCK TABLE banked.key_secrets IN SHARE UPDATE EXCLUSIVE MODE;
 	PERFORM banked._check_owners();
 
 	-- missing, or restored without privileges
@@ -1116,7 +1162,7 @@ BEGIN
 		  UNION ALL
 		  SELECT v.seq FROM banked.event_revisions AS v WHERE v.seq > last_seq) AS r;
 	IF beyond IS NOT NULL THEN
-		PERFORM setval('banked.events_seq_seq', beyond);
+		PERFORM setval('banked.events_seq_seq'::regclass, beyond);
 	END IF;
 
 	UPDATE banked.service_state SET floor_seq = coalesce(beyond, last_seq);
@@ -1628,6 +1674,7 @@ RETURNS TABLE (webhook_id text, url text, event_types text[], webhook jsonb)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+	PERFORM banked._check_owners();
 	RETURN QUERY SELECT w.webhook_id, w.target_url, w.events, w.webhook
 		FROM banked._webhooks_of(banked._api_call(credentials, 'GET', '/webhooks', NULL, NULL, NULL)) AS w;
 END
@@ -1640,6 +1687,7 @@ RETURNS TABLE (webhook_id text, url text, event_types text[], webhook jsonb)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+	PERFORM banked._check_owners();
 	PERFORM banked._check_https_url('target_url', target_url);
 	PERFORM banked._check_signing_key(coalesce(signature_key, ''));
 	PERFORM banked._check_webhook_events(coalesce(events, '{}'));
@@ -1661,6 +1709,7 @@ RETURNS TABLE (webhook_id text, url text, event_types text[], webhook jsonb)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+	PERFORM banked._check_owners();
 	PERFORM banked._check_webhook_id(id);
 	IF num_nonnulls(target_url, signature_key, events) = 0 THEN
 		RAISE EXCEPTION USING
@@ -1691,6 +1740,7 @@ RETURNS TABLE (webhook_id text, webhook jsonb)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+	PERFORM banked._check_owners();
 	PERFORM banked._check_webhook_id(id);
 	RETURN QUERY SELECT id, w.webhook
 		FROM banked._webhook_of(banked._api_call(credentials, 'DELETE', '/webhooks/' || id, NULL, NULL, NULL)) AS w;
@@ -1791,6 +1841,7 @@ CREATE FUNCTION banked._find_publishable(path text, OUT endpoint_id uuid, OUT st
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+	PERFORM banked._check_owners();
 	IF path IS NULL THEN
 		RAISE EXCEPTION USING
 			ERRCODE = 'invalid_parameter_value',
@@ -1812,26 +1863,27 @@ $$;
 COMMENT ON FUNCTION banked._find_publishable(text) IS
 	'the endpoint of a path, not locked; 42704: there is none; 22023: path is null';
 
--- Two sessions that publish one endpoint would make two webhooks: the second fails at once.
-CREATE FUNCTION banked._claim_publication(path text, endpoint_id uuid, credentials text)
+/*
+ * Two sessions that publish one endpoint would make two webhooks: the second
+ * fails at once.  Nobody else can take this lock, and nobody but
+ * rotate_master_key() waits for it.
+ */
+CREATE FUNCTION banked._claim_publication()
 RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-	IF credentials IS NULL THEN
-		RAISE EXCEPTION USING
-			ERRCODE = 'invalid_parameter_value',
-			MESSAGE = 'credentials must not be null';
-	END IF;
-	IF NOT pg_try_advisory_xact_lock(hashtextextended('banked.publish ' || endpoint_id || ' ' || credentials, 0)) THEN
+	LOCK TABLE banked.api_credentials IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
+EXCEPTION
+	WHEN lock_not_available THEN
 		RAISE EXCEPTION USING
 			ERRCODE = 'lock_not_available',
-			MESSAGE = format('endpoint "%s" is being published or unpublished by another session', path);
-	END IF;
+			MESSAGE = 'another session is publishing or unpublishing an endpoint',
+			HINT = 'Try again when its transaction has ended.';
 END
 $$;
-COMMENT ON FUNCTION banked._claim_publication(text, uuid, text) IS
-	'keeps others from publishing an endpoint until the end of the transaction; 55P03: somebody does';
+COMMENT ON FUNCTION banked._claim_publication() IS
+	'keeps others from publishing until the end of the transaction; 55P03: somebody does';
 
 /*
  * What is at Banked decides, not what is remembered: a call that failed in the middle
@@ -1885,7 +1937,7 @@ BEGIN
 			DETAIL = 'If this transaction were rolled back, Banked would sign with a key that nobody has.',
 			HINT = 'Commit, then run SELECT banked.publish_endpoint() again.';
 	END IF;
-	PERFORM banked._claim_publication(path, endpoint.endpoint_id, credentials);
+	PERFORM banked._claim_publication();
 	IF public_url IS NULL THEN
 		SELECT p.target_url INTO public_url FROM banked.published_webhooks AS p
 		WHERE p.endpoint_id = endpoint.endpoint_id AND p.credentials = publish_endpoint.credentials
@@ -2015,8 +2067,13 @@ DECLARE
 	doomed record;
 	deleted text[] := '{}';
 BEGIN
+	IF credentials IS NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'credentials must not be null';
+	END IF;
 	SELECT e.endpoint_id, e.state INTO STRICT endpoint FROM banked._find_publishable(path) AS e;
-	PERFORM banked._claim_publication(path, endpoint.endpoint_id, credentials);
+	PERFORM banked._claim_publication();
 
 	-- Those that are remembered, and what a call that failed has left at Banked for the same URL.
 	FOR doomed IN
@@ -2058,6 +2115,7 @@ AS $$
 DECLARE
 	present jsonb;
 BEGIN
+	PERFORM banked._check_owners();
 	IF to_regclass('banked.published_webhooks') IS NULL THEN
 		PERFORM banked.create_tables();
 	END IF;
@@ -2321,8 +2379,8 @@ BEGIN
 	PERFORM banked.create_tables();
 	-- No trigger can be made from here on.
 	LOCK TABLE banked.events, banked.event_revisions, banked.quarantine IN ROW EXCLUSIVE MODE;
-	PERFORM banked._check_no_delete_triggers('banked.events');
-	PERFORM banked._check_no_delete_triggers('banked.event_revisions');
+	PERFORM banked._check_no_delete_triggers('banked.events'::regclass);
+	PERFORM banked._check_no_delete_triggers('banked.event_revisions'::regclass);
 	DELETE FROM banked.event_revisions AS r WHERE r.test;
 	GET DIAGNOSTICS count = ROW_COUNT;
 	removed := removed + count;
@@ -2355,7 +2413,7 @@ BEGIN
 	UPDATE banked.service_state SET paused = true, changed_at = now() WHERE NOT paused;
 	IF FOUND THEN
 		PERFORM banked.create_tables();
-		PERFORM banked._audit('pause', '{}');
+		PERFORM banked._audit('pause'::text, '{}'::jsonb);
 	END IF;
 END
 $$;
@@ -2371,7 +2429,7 @@ BEGIN
 	UPDATE banked.service_state SET paused = false, changed_at = now() WHERE paused;
 	IF FOUND THEN
 		PERFORM banked._store_floor();
-		PERFORM banked._audit('resume', '{}');
+		PERFORM banked._audit('resume'::text, '{}'::jsonb);
 	END IF;
 END
 $$;
@@ -2419,6 +2477,7 @@ DECLARE
 	signature bytea;
 	secret bytea;
 BEGIN
+	PERFORM banked._check_owners();
 	IF to_regclass('banked.events') IS NOT NULL THEN
 		SELECT e.key_id, e.signed_at, e.received_at, e.body_sha256, e.body, e.signature, s.secret
 		INTO key_id, signed_at, received_at, body_sha256, body, signature, secret
@@ -2585,16 +2644,22 @@ BEGIN
 		EXECUTE format('REVOKE CREATE ON SCHEMA banked FROM %s', granted.grantee);
 	END LOOP;
 
-	PERFORM banked._strip_privileges('banked.key_secrets');
-	PERFORM banked._strip_privileges('banked.api_credentials');
-	PERFORM banked._strip_privileges('banked.service_state');
-	PERFORM banked._strip_privileges('banked.receivers');
-	PERFORM banked._strip_privileges('banked.delivery_counts');
-	PERFORM banked._strip_privileges('banked.signing_key_use');
+	PERFORM banked._strip_privileges('banked.key_secrets'::regclass);
+	PERFORM banked._strip_privileges('banked.api_credentials'::regclass);
+	PERFORM banked._strip_privileges('banked.service_state'::regclass);
+	PERFORM banked._strip_privileges('banked.receivers'::regclass);
+	PERFORM banked._strip_privileges('banked.delivery_counts'::regclass);
+	PERFORM banked._strip_privileges('banked.signing_key_use'::regclass);
 END
 $strip$;
 
 GRANT USAGE ON SCHEMA banked TO banked_webhooks_reader, banked_webhooks_admin, banked_webhooks_worker;
+-- PUBLIC may have lost it
+DO $connect$
+BEGIN
+	EXECUTE format('GRANT CONNECT ON DATABASE %I TO banked_webhooks_worker', current_database());
+END
+$connect$;
 -- The schema outlives the extension, and pg_dump would leave these privileges out as if it did not.
 DELETE FROM pg_init_privs WHERE classoid = 'pg_namespace'::regclass AND objoid = 'banked'::regnamespace;
 

@@ -97,7 +97,9 @@ SELECT what, who, event_id FROM test.seen ORDER BY place;
 COMMIT;
 SELECT what, who, event_id FROM test.seen ORDER BY place;
 TRUNCATE test.seen;
+TRUNCATE banked.quarantine;
 -- nor can those that the caller's own statements left, which are the caller's
+SELECT test.make('');
 CREATE TABLE test.own (event_id text);
 CREATE CONSTRAINT TRIGGER late AFTER INSERT ON test.own DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION test.note('own');
 GRANT ALL ON test.own, test.seen TO regress_webhooks_admin;
@@ -208,6 +210,33 @@ TRUNCATE banked.quarantine;
 SELECT test.make('PERFORM set_config(''search_path'', ''test'', false), set_config(''synchronous_commit'', ''off'', false), set_config(''work_mem'', ''1MB'', false);');
 SELECT outcome FROM test.deliver(test.v2('settings', 'payment_sent'));
 SELECT name, setting FROM pg_settings WHERE name IN ('search_path', 'synchronous_commit', 'work_mem') ORDER BY name;
+
+--
+-- Nothing stays in the session of receive()'s caller, where it would run as that role
+--
+SELECT test.make('EXECUTE ''DECLARE held CURSOR WITH HOLD FOR SELECT 1'';');
+SELECT outcome FROM test.deliver(test.v2('left1', 'payment_sent'));
+SELECT test.make('EXECUTE ''CREATE TEMP VIEW pg_user AS SELECT 1 AS a'';');
+SELECT outcome FROM test.deliver(test.v2('left2', 'payment_sent'));
+SELECT test.make('EXECUTE ''CREATE DOMAIN pg_temp.date AS text'';');
+SELECT outcome FROM test.deliver(test.v2('left3', 'payment_sent'));
+SELECT test.make('EXECUTE ''PREPARE later AS SELECT 1'';');
+SELECT outcome FROM test.deliver(test.v2('left4', 'payment_sent'));
+SELECT test.make('EXECUTE ''LISTEN left_behind'';');
+SELECT outcome FROM test.deliver(test.v2('left5', 'payment_sent'));
+SELECT test.make('EXECUTE ''ALTER ROLE CURRENT_USER SET synchronous_commit = off'';');
+SELECT outcome FROM test.deliver(test.v2('left6', 'payment_sent'));
+SELECT test.make('EXECUTE ''SET CONSTRAINTS ALL DEFERRED''; INSERT INTO test.children VALUES (new.event_id); INSERT INTO test.parents VALUES (new.event_id);');
+SELECT outcome FROM test.deliver(test.v2('left7', 'payment_sent'));
+SELECT event_id, reason, sqlstate, message FROM test.result ORDER BY event_id;
+SELECT count(*) FROM pg_cursors WHERE is_holdable;
+SELECT count(*) FROM pg_prepared_statements WHERE name = 'later';
+SELECT count(*) FROM pg_listening_channels();
+
+-- bytes that somebody has erased from quarantine cannot be tried again
+UPDATE banked.quarantine SET body = NULL;
+SELECT banked.reprocess(min(quarantine_id)) FROM banked.quarantine;
+TRUNCATE banked.quarantine;
 
 DROP TRIGGER react ON banked.events; DROP TRIGGER react ON banked.event_revisions;
 DROP SCHEMA test CASCADE;

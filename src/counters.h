@@ -97,6 +97,7 @@ typedef struct ReceiverSlot
 	pid_t		pid;			/* of the receiver, 0 when none runs */
 	Latch	   *latch;			/* its latch, null when none runs */
 	bool		starting;		/* registered with the postmaster, not running yet */
+	bool		restarting;		/* ends in order to be started anew at once */
 	pid_t		gateway_pid;	/* 0 when none runs */
 	TimestampTz started_at;
 	TimestampTz listening_since;	/* 0 when not listening */

@@ -39,6 +39,7 @@
 #include "watch.h"
 
 #define GENERATED_KEY_BYTES 32
+#define MIN_KEY_LENGTH 8
 #define MAX_KEY_LENGTH 1024
 
 PG_FUNCTION_INFO_V1(banked_webhooks_sign);
@@ -63,6 +64,15 @@ refuse_null(FunctionCallInfo fcinfo, int argument, const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"%s\" must not be null", name)));
+}
+
+static void
+refuse_empty(const char *value, const char *name)
+{
+	if (value != NULL && value[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must not be empty", name)));
 }
 
 /* A prepared key from an SQL argument; raises 22023 for an empty one. */
@@ -214,6 +224,8 @@ banked_webhooks_reprocess(PG_FUNCTION_ARGS)
 	char	   *event_type = PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2));
 
 	refuse_null(fcinfo, 0, "quarantine_id");
+	refuse_empty(event_id, "event_id");
+	refuse_empty(event_type, "event_type");
 	quarantine_id = PG_GETARG_INT64(0);
 	if (!event_store_read_quarantine(quarantine_id, false, &delivery))
 		ereport(ERROR,
@@ -285,11 +297,11 @@ banked_webhooks_read_key_file(PG_FUNCTION_ARGS)
 		length--;
 	if (length > 0 && buffer[length - 1] == '\r')
 		length--;
-	if (length == 0 || length > MAX_KEY_LENGTH || memchr(buffer, '\0', length) != NULL)
+	if (length < MIN_KEY_LENGTH || length > MAX_KEY_LENGTH || memchr(buffer, '\0', length) != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("file \"%s\" does not hold a key", path),
-				 errdetail("A key is 1 to %d bytes of text.", MAX_KEY_LENGTH)));
+				 errdetail("A key is %d to %d bytes of text.", MIN_KEY_LENGTH, MAX_KEY_LENGTH)));
 	pg_verifymbstr(buffer, length, false);
 	result = cstring_to_text_with_len(buffer, length);
 	explicit_bzero(buffer, sizeof(buffer));

@@ -268,7 +268,7 @@ note_end(ReceiverSlot *slot, Launch *launch)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (slot->parked_at != 0 || launch->stop_sent ||
+	if (slot->parked_at != 0 || slot->restarting || launch->stop_sent ||
 		TimestampDifferenceExceeds(launch->started_at, now, SETTLED_AFTER))
 	{
 		launch->failures = 0;
@@ -327,6 +327,7 @@ start_receiver(int index, ReceiverSlot *slot, Launch *launch)
 	if (registered)
 	{
 		slot->starting = true;
+		slot->restarting = false;
 		slot->parked_at = 0;
 		slot->park_reason = PARK_NONE;
 		reported_no_worker_slot = false;

@@ -51,6 +51,8 @@ static bool service_changed = false;
 static DatabaseHold *my_hold = NULL;
 static bool exit_callback_registered = false;
 
+bool		watch_guards_session = false;
+
 /* Gives the session's hold back; after the end of a transaction and at exit. */
 static void
 release_hold(void)
@@ -194,15 +196,25 @@ hold_database(Oid database)
 	ConditionVariableCancelSleep();
 }
 
+/* May the user copy a database that he does not own?  As createdb() has it. */
 static bool
-may_create_databases(void)
+may_copy(Oid database)
 {
 	bool		result = false;
 	HeapTuple	tuple;
 
 	if (superuser())
 		return true;
+	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database));
+	if (HeapTupleIsValid(tuple))
+	{
+		result = ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+		ReleaseSysCache(tuple);
+	}
+	if (!result)
+		return false;
 	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	result = false;
 	if (HeapTupleIsValid(tuple))
 	{
 		result = ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
@@ -278,8 +290,58 @@ hold_for_command(Node *command)
 	if (!OidIsValid(database) || (database == MyDatabaseId && !copies))
 		return;
 	if (pg_database_ownercheck(database, GetUserId()) ||
-		(copies && may_create_databases()))
+		(copies && may_copy(database)))
 		hold_database(database);
+}
+
+/*
+ * May a trigger run this command in the session of receive()'s caller?  Not
+ * what makes, changes or drops objects: those in pg_temp would be found by the
+ * caller's later statements before his own.  Tables cannot be temporary there
+ * (see statements_become_worker).
+ */
+static bool
+leaves_nothing_behind(Node *command)
+{
+	switch (nodeTag(command))
+	{
+		case T_CallStmt:
+		case T_ConstraintsSetStmt:
+		case T_CopyStmt:
+		case T_CreateStmt:
+		case T_CreateTableAsStmt:
+		case T_DeclareCursorStmt:
+		case T_DoStmt:
+		case T_ExplainStmt:
+		case T_FetchStmt:
+		case T_IndexStmt:
+		case T_LockStmt:
+		case T_NotifyStmt:
+		case T_RefreshMatViewStmt:
+		case T_TruncateStmt:
+		case T_VariableSetStmt:
+		case T_VariableShowStmt:
+			return true;
+		default:
+			return false;
+	}
+}
+
+/* Refuses to users' triggers what would act later, on other deliveries or as another role. */
+static void
+refuse_to_triggers(Node *command)
+{
+	if (watch_guards_session && !leaves_nothing_behind(command))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("cannot execute %s in a trigger while a webhook is stored in the session of another role",
+						GetCommandTagName(CreateCommandTag(command)))));
+
+	/* The worker may alter itself, and its settings hold for all receivers. */
+	if (my_slot != NULL && (IsA(command, AlterRoleStmt) || IsA(command, AlterRoleSetStmt)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("roles cannot be altered while a webhook is stored")));
 }
 
 static void
@@ -289,11 +351,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 {
 	Node	   *command = pstmt->utilityStmt;
 
-	if (my_slot != NULL && (IsA(command, AlterRoleStmt) || IsA(command, AlterRoleSetStmt)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("roles cannot be altered while a webhook is stored")));
-
+	refuse_to_triggers(command);
 	if (shared_state != NULL)
 		hold_for_command(command);
 

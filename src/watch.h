@@ -5,6 +5,12 @@
 #ifndef BW_WATCH_H
 #define BW_WATCH_H
 
+/*
+ * True while receive() or reprocess() runs users' triggers in the session of
+ * whoever called it: what they left behind there would run as that role.
+ */
+extern bool watch_guards_session;
+
 /* Installs the hooks; called once per process, when the library is loaded. */
 extern void watch_init(void);
 

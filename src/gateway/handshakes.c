@@ -27,6 +27,9 @@ handshakes_begin(Handshakes *handshakes, Connection *connection, gnutls_session_
 void
 handshakes_continue(Handshakes *handshakes, Handshake *handshake)
 {
+	/* It may have been resumed since the event was reported. */
+	if (handshake->state != HANDSHAKE_PARKED)
+		return;
 	event_remove(handshakes->epoll_fd, &handshake->source);
 	handshake->state = HANDSHAKE_ACTIVE;
 	move(handshake, &handshakes->parked, &handshakes->active);
@@ -36,8 +39,7 @@ handshakes_continue(Handshakes *handshakes, Handshake *handshake)
 void
 handshakes_resume(Handshakes *handshakes, Connection *connection)
 {
-	if (connection->handshake.state == HANDSHAKE_PARKED)
-		handshakes_continue(handshakes, &connection->handshake);
+	handshakes_continue(handshakes, &connection->handshake);
 }
 
 void

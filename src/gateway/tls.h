@@ -16,8 +16,8 @@
 
 #include "../frame.h"
 
-/* TLS 1.2 and 1.3, with forward secrecy in either, and the order of ciphers is ours. */
-#define TLS_PRIORITIES "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2:-RSA:-DHE-RSA:%SERVER_PRECEDENCE"
+/* TLS 1.2 and 1.3, with forward secrecy in either. */
+#define TLS_PRIORITIES "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2:-RSA:-DHE-RSA"
 
 typedef struct TlsCertificate TlsCertificate;
 

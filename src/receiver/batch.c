@@ -21,12 +21,10 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "commands/prepare.h"
 #include "miscadmin.h"
 #include "pgstat.h"
-#include "replication/message.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/guc.h"
@@ -320,10 +318,7 @@ commit(const Batch *batch, Delivery **deliveries, int count)
 	{
 		if (answers_200(deliveries[i]))
 		{
-			/* A commit that has an id and no other WAL waits for nothing. */
-			if (XactLastRecEnd == 0)
-				(void) LogLogicalMessage("banked_webhooks", "", 0, true);
-			(void) GetTopTransactionId();
+			event_store_make_durable();
 			break;
 		}
 	}

@@ -16,6 +16,7 @@
 #include "direct.h"
 #include "event_store.h"
 #include "failure.h"
+#include "watch.h"
 
 typedef void (*Step) (Delivery *delivery);
 
@@ -33,11 +34,14 @@ try_step(Step step, Delivery *delivery)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
+		watch_guards_session = true;
 		step(delivery);
+		watch_guards_session = false;
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
+		watch_guards_session = false;
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
 		FlushErrorState();
@@ -74,8 +78,8 @@ run_callers_deferred_triggers(void)
 	SPI_finish();
 }
 
-void
-direct_store(Delivery *delivery)
+static void
+store(Delivery *delivery)
 {
 	ErrorData  *error;
 	Failure		failure;
@@ -109,4 +113,12 @@ direct_store(Delivery *delivery)
 						   error->sqlerrcode, error->message);
 	if (try_step(event_store_quarantine, delivery) != NULL)
 		delivery->outcome = OUTCOME_UNAVAILABLE;
+}
+
+void
+direct_store(Delivery *delivery)
+{
+	store(delivery);
+	if (delivery_status(delivery) == 200)
+		event_store_make_durable();
 }

@@ -231,7 +231,11 @@ load_keys(void)
 	secrets_forget(&master);
 }
 
-/* Reads both tables, if they exist: before the first endpoint, and after DROP EXTENSION, they do not. */
+/*
+ * Reads the tables.  Before the first endpoint they do not exist.  After DROP
+ * EXTENSION this raises an error: the endpoints are there, but not their keys,
+ * and nobody must be told that there is no such path.
+ */
 static void
 load(void)
 {
@@ -245,15 +249,14 @@ load(void)
 							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 
 	endpoints_relation = statements_relation("endpoints");
-	if (!OidIsValid(endpoints_relation) ||
-		!OidIsValid(statements_relation("signing_keys")) ||
-		!OidIsValid(statements_relation("key_secrets")))
+	if (!OidIsValid(endpoints_relation))
 		return;
 
 	SPI_connect();
 	statements_become_owner(&before);
 	load_endpoints();
-	load_keys();
+	if (OidIsValid(statements_relation("signing_keys")))
+		load_keys();
 	statements_restore(&before);
 	SPI_finish();
 }

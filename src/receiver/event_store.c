@@ -30,11 +30,13 @@
 
 #include "access/transam.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/dependency.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "miscadmin.h"
+#include "replication/message.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -191,9 +193,14 @@ static Statement read_quarantine = {
 	.argtypes = {INT8OID}
 };
 
+/* Somebody may have erased the bytes of a row: nothing is left to be tried then. */
+#define CAN_BE_TRIED \
+	"reason = 'trigger_error' AND dismissed_at IS NULL " \
+	"AND body IS NOT NULL AND signature IS NOT NULL AND signed_at IS NOT NULL"
+
 static Statement read_due_quarantine = {
 	.sql = "SELECT " QUARANTINE_COLUMNS " FROM banked.quarantine "
-	"WHERE quarantine_id = $1 AND reason = 'trigger_error' AND dismissed_at IS NULL "
+	"WHERE quarantine_id = $1 AND " CAN_BE_TRIED " "
 	"AND next_attempt_at <= clock_timestamp() FOR UPDATE SKIP LOCKED",
 	.nargs = 1,
 	.argtypes = {INT8OID}
@@ -201,7 +208,7 @@ static Statement read_due_quarantine = {
 
 static Statement find_next_attempt = {
 	.sql = "SELECT quarantine_id, next_attempt_at FROM banked.quarantine "
-	"WHERE reason = 'trigger_error' AND dismissed_at IS NULL AND next_attempt_at IS NOT NULL "
+	"WHERE " CAN_BE_TRIED " AND next_attempt_at IS NOT NULL "
 	"ORDER BY next_attempt_at LIMIT 1"
 };
 
@@ -823,6 +830,15 @@ event_store_write_known(Delivery *delivery)
 	return delivery->outcome != OUTCOME_PENDING;
 }
 
+void
+event_store_make_durable(void)
+{
+	/* A transaction that has an id, and no other WAL than of its commit, waits for nothing. */
+	if (XactLastRecEnd == 0)
+		(void) LogLogicalMessage("banked_webhooks", "", 0, true);
+	(void) GetTopTransactionId();
+}
+
 static char
 null_flag(bool isnull)
 {
@@ -881,6 +897,16 @@ copy_row_of_quarantine(Delivery *delivery, MemoryContext context)
 	Datum		value;
 	bool		isnull;
 	bytea	   *body;
+
+	for (int column = 1; column <= tupdesc->natts; column++)
+	{
+		(void) SPI_getbinval(tuple, tupdesc, column, &isnull);
+		if (isnull && strcmp(SPI_fname(tupdesc, column), "key_id") != 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("the delivery in quarantine is not complete any more"),
+					 errdetail("Its %s has been erased.", SPI_fname(tupdesc, column))));
+	}
 
 	delivery->authentic = true;
 	delivery->endpoint_id = *DatumGetUUIDP(SPI_getbinval(tuple, tupdesc, 1, &isnull));

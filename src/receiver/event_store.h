@@ -22,6 +22,13 @@ extern void event_store_write(Delivery **deliveries, int count);
  */
 extern bool event_store_write_known(Delivery *delivery);
 
+/*
+ * Makes the commit of the current transaction wait for disk and standbys as the
+ * commit of the rows that it found did, even if it has written nothing itself.
+ * To be called where a 200 depends on it.
+ */
+extern void event_store_make_durable(void);
+
 /* Puts one delivery into quarantine, for the reason that it is marked with. */
 extern void event_store_quarantine(Delivery *delivery);
 

@@ -107,7 +107,8 @@ claim_ports(const Listeners *listeners, int *port)
 
 	for (int i = 0; i < count && !OidIsValid(owner); i++)
 	{
-		if (addresses_overlap(claims[i].addresses, listeners->addresses))
+		/* Shared sockets would not even notice that two names stand for one address. */
+		if (listeners->shared || addresses_overlap(claims[i].addresses, listeners->addresses))
 		{
 			owner = claims[i].database;
 			*port = claims[i].port;

@@ -70,7 +70,8 @@ typedef struct Receiver
 {
 	Listeners	listeners;
 	TimestampTz listen_at;		/* when to try to listen */
-	bool		listen_problem_reported;
+	char	   *listen_problem; /* that was reported last, null after success */
+	int			listen_failures;	/* in a row */
 	Gateway		gateway;
 	TimestampTz gateway_at;		/* when to start a gateway */
 	int			gateway_failures;	/* gateways in a row that ended soon */
@@ -232,6 +233,12 @@ check_service(void)
 	}
 	unchanged = strcmp(service.settings, receiver.database_settings) == 0;
 	pfree(service.settings);
+	if (!unchanged)
+	{
+		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+		my_slot->restarting = true;
+		LWLockRelease(shared_state->lock);
+	}
 	return unchanged;
 }
 
@@ -243,6 +250,36 @@ note_listening(void)
 	LWLockRelease(shared_state->lock);
 }
 
+static void
+forget_listen_problem(void)
+{
+	receiver.listen_failures = 0;
+	if (receiver.listen_problem != NULL)
+		pfree(receiver.listen_problem);
+	receiver.listen_problem = NULL;
+}
+
+/*
+ * One line for each problem that is not the last one again.  A second receiver
+ * of a database fails once in the normal course of things: the first one must
+ * open its sockets anew before they can be shared.
+ */
+static void
+report_listen_problem(const char *problem)
+{
+	if (receiver.listen_failures++ == 0 && my_slot->number > 0)
+		return;
+	if (receiver.listen_problem != NULL && strcmp(receiver.listen_problem, problem) == 0)
+		return;
+	ereport(LOG,
+			(errcode(ERRCODE_OBJECT_IN_USE),
+			 errmsg("cannot receive webhooks: %s", problem),
+			 errhint("This is tried again until it succeeds.")));
+	if (receiver.listen_problem != NULL)
+		pfree(receiver.listen_problem);
+	receiver.listen_problem = MemoryContextStrdup(TopMemoryContext, problem);
+}
+
 /* Opens the sockets, or says once why it cannot and tries again later. */
 static void
 start_listening(void)
@@ -252,7 +289,7 @@ start_listening(void)
 	if (listeners_open(&receiver.listeners, tls_files_port(), &problem))
 	{
 		note_listening();
-		receiver.listen_problem_reported = false;
+		forget_listen_problem();
 		receiver.gateway_at = 0;
 		ereport(LOG,
 				(receiver.listeners.tls_port == 0 ?
@@ -263,12 +300,7 @@ start_listening(void)
 						receiver.listeners.tls_port)));
 		return;
 	}
-	if (!receiver.listen_problem_reported)
-		ereport(LOG,
-				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("cannot receive webhooks: %s", problem),
-				 errhint("This is tried again until it succeeds.")));
-	receiver.listen_problem_reported = true;
+	report_listen_problem(problem);
 	receiver.listen_at = in_milliseconds(LISTEN_RETRY);
 }
 
@@ -743,11 +775,11 @@ follow_sandbox_setting(void)
 static void
 follow_listen_settings(void)
 {
+	receiver.listen_at = 0;
 	if (receiver.listeners.count == 0 || listeners_are_current(&receiver.listeners, tls_files_port()))
 		return;
 	drain();
 	listeners_close(&receiver.listeners);
-	receiver.listen_at = 0;
 }
 
 static TimestampTz

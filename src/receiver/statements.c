@@ -7,7 +7,9 @@
  * higher to go back to.  Keys, quarantine and the rest are out of that role's
  * reach: for those statements the session rises to the extension's owner and
  * comes down before any code of a user can run.  The functions receive() and
- * reprocess() go the other way, from whatever role called them to the worker.
+ * reprocess() go the other way, from whatever role called them to the worker,
+ * under restrictions that keep triggers from leaving something behind that
+ * would run as the caller (see watch.c too).
  *
  * The texts qualify every name, operators included where the session's own
  * search_path is in force: a search_path cannot redirect them.
@@ -84,18 +86,19 @@ extension_owner(void)
 
 /* A session that is the role already, as a receiver is the worker, stays as it is. */
 static void
-become(Identity *before, Oid role)
+become(Identity *before, Oid role, int restriction)
 {
 	GetUserIdAndSecContext(&before->user, &before->security_context);
 	before->guc_level = NewGUCNestLevel();
 	if (role != before->user)
-		SetUserIdAndSecContext(role, before->security_context | SECURITY_LOCAL_USERID_CHANGE);
+		SetUserIdAndSecContext(role, before->security_context | SECURITY_LOCAL_USERID_CHANGE |
+							   restriction);
 }
 
 void
 statements_become_owner(Identity *before)
 {
-	become(before, extension_owner());
+	become(before, extension_owner(), 0);
 	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
 }
@@ -103,7 +106,8 @@ statements_become_owner(Identity *before)
 void
 statements_become_worker(Identity *before)
 {
-	become(before, get_role_oid(WORKER_ROLE, false));
+	/* In the session of another role nothing may be left that runs later, as that role. */
+	become(before, get_role_oid(WORKER_ROLE, false), SECURITY_RESTRICTED_OPERATION);
 }
 
 void

@@ -45,8 +45,9 @@ extern void statements_become_owner(Identity *before);
 
 /*
  * Becomes banked_webhooks_worker, as which events are inserted.  Settings that
- * a user's trigger changes are undone by statements_restore.  Raises 42704 when
- * the role does not exist.
+ * a user's trigger changes are undone by statements_restore.  In a session that
+ * is not the worker's own, deferred triggers and what else outlives a statement
+ * are refused meanwhile (42501).  Raises 42704 when the role does not exist.
  */
 extern void statements_become_worker(Identity *before);
 

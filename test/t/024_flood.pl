@@ -11,7 +11,7 @@ use Test::More;
 use Time::HiRes qw(time usleep);
 
 my $RATE = 500;					# requests per second
-my $COUNT = 800;				# good deliveries for one measurement
+my $COUNT = 500;				# good deliveries for one measurement
 
 # Commits go to disk, as they do where it matters.
 my $service = BankedWebhooks->new(conf => "fsync = on\nbanked_webhooks.rejection_log_limit = 1000\n");

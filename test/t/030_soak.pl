@@ -11,7 +11,7 @@ use Time::HiRes qw(time);
 
 my $soak = BankedWebhooks::Soak->new(clients => 2, connections => 8, say => sub { note $_[0] });
 my $start = time;
-my $limit = 30;
+my $limit = 25;
 
 # The most telling ones first: a slow machine does not get to the last.
 my @faults = qw(sync_cancel postmaster_kill receiver_cancel gateway_stop drop_extension subreaper

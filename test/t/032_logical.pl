@@ -47,7 +47,7 @@ ok(!can_connect($subscriber->port), 'and does not listen');
 my $last = $publisher->sql('select max(seq) from banked.history');
 $publisher->node->stop;
 $subscriber->allow('could not (?:connect to the publisher|receive data from WAL stream|send end-of-streaming message)|logical replication (?:worker|apply)');
-$publisher->allow('the database system is shutting down');
+$publisher->allow('the database system is shutting down|terminating connection due to administrator command');
 $subscriber->sql('alter subscription history disable');
 $subscriber->sql('alter subscription history set (slot_name = none)');
 $subscriber->sql('drop subscription history');

@@ -142,9 +142,11 @@ is(drift(), '/hook webhook is not from here', 'what is left');
 {
 	my $session = $service->session;
 	$session->query_safe("begin; $columns('/second')");
-	like($service->sql_error("$columns('/second')"), qr/55P03: endpoint "\/second" is being published/, 'a second session is refused');
+	like($service->sql_error("$columns('/second')"), qr/55P03: another session is publishing/, 'a second session is refused');
 	like($service->sql_error("select from banked.unpublish_endpoint('/second')"), qr/55P03/, 'for the opposite too');
-	$service->sql("select from banked.register_endpoint('/others'); $columns('/third')");
+	is($service->sql("set lock_timeout = '1s'; select from banked.register_endpoint('/others'); select from banked.rotate_signing_key('/second');
+		select banked.set_api_credentials('others', 'a', 'b'); select banked.retire_endpoint('/others'); select count(*) from banked.api_list_webhooks()") > 0, 1,
+		'nothing else waits for it');
 	$session->query_safe('commit');
 	$session->quit;
 }

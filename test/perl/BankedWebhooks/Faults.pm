@@ -272,7 +272,7 @@ sub start_as_subreaper
 		syscall($call, 36, 1, 0, 0, 0) == 0 && exec "$bindir/postgres", '-D', $node->data_dir;
 		POSIX::_exit(1);
 	}
-	wait_until(sub { $node->psql('postgres', 'select 1') == 0 }) or die "no server\n";
+	wait_until(sub { BankedWebhooks::Soak::answers($node) }) or die "no server\n";
 	$node->_update_pid(1);
 	return;
 }
@@ -392,14 +392,14 @@ $faults{wal_full} = {
 		# Segments that are kept for reuse are used up first.
 		wait_until(
 			sub {
-				$node->psql('postgres', 'select pg_switch_wal()');
+				eval { $node->psql('postgres', 'select pg_switch_wal()') };
 				$soak->service->log_since($mark) =~ /PANIC:/;
 			},
 			15) or $soak->violation('no PANIC');
 		usleep 300_000;
 		unlink $filler;
 		# Depending on where it ran out of room the server has given up, or tries again by itself.
-		unless (wait_until(sub { $node->psql('postgres', 'select 1') == 0 }, 2))
+		unless (wait_until(sub { BankedWebhooks::Soak::answers($node) }, 2))
 		{
 			$node->stop('immediate', fail_ok => 1);
 			$node->_update_pid(-1);
@@ -440,6 +440,7 @@ sub prepare_pair
 	$soak->{main_state} = [ @$soak{qw(rows log_mark processes)} ];
 	my $primary = $soak->begin_service(init => { allows_streaming => 1 }, conf => "max_worker_processes = 16\n");
 	my $standby = $primary->new_standby('standby' . $soak->{services});
+	$standby->{receivers} = $primary->{receivers};
 	$standby->node->start;
 	$primary->node->append_conf('postgresql.conf', "synchronous_standby_names = '*'\n");
 	$primary->node->reload;

@@ -66,14 +66,16 @@ sub new
 	return $self;
 }
 
-# A new server with an endpoint and no history.
+# A new server with an endpoint and no history; one receiver and two take turns.
 sub begin_service
 {
 	my ($self, %options) = @_;
+	my $receivers = 1 + ++$self->{services} % 2;
 	my $service = BankedWebhooks->new(
-		name => 'soak' . ++$self->{services},
-		conf => $conf . ($options{conf} // ''),
+		name => "soak$self->{services}",
+		conf => $conf . "banked_webhooks.receivers = $receivers\n" . ($options{conf} // ''),
 		init => $options{init} // {});
+	$service->{receivers} = $receivers;
 	$service->register('/hook');
 	$self->adopt($service);
 	return $service;
@@ -144,8 +146,12 @@ sub cycle
 		1;
 	};
 	$self->{load} = undef;
-	die $@ if !$done && $@ =~ /^interrupted|^a cycle ran longer/;
-	$self->violation("died: $@") unless $done;
+	unless ($done)
+	{
+		die $@ if $@ =~ /^interrupted|^a cycle ran longer/;
+		$self->violation("died: $@");
+		eval { $fault->{repair}->($self) } if $fault->{repair};
+	}
 	my $wrong = @{ $self->{violations} } - $violations;
 	$self->{say}->(
 		sprintf '%4d %-26s %6d acknowledged, %5d refused, %5d broken, back after %.2f s, took %.1f s%s',
@@ -187,12 +193,19 @@ sub expect_service
 	return $served;
 }
 
+# Does the server take a connection?  psql that gets none may be gone before it was told what to ask.
+sub answers
+{
+	my ($node) = @_;
+	return eval { $node->psql('postgres', 'select 1') == 0 };
+}
+
 # Waits until the server takes connections.
 sub expect_server
 {
 	my ($self, $limit) = @_;
 	my $node = $self->service->node;
-	my $up = wait_until(sub { $node->psql('postgres', 'select 1') == 0 }, $limit // 20);
+	my $up = wait_until(sub { answers($node) }, $limit // 20);
 
 	$self->violation('the server is not back') unless $up;
 	return $up;
@@ -284,8 +297,8 @@ sub judge_processes
 	my @receivers = $service->pids('receiver');
 	my @gateways = $service->pids('gateway');
 
-	$self->violation(@receivers . ' receivers and ' . @gateways . ' gateways where one of each was expected')
-	  if @receivers != 1 || @gateways != 1;
+	$self->violation(@receivers . ' receivers and ' . @gateways . " gateways where $service->{receivers} of each were expected")
+	  if @receivers != $service->{receivers} || @gateways != $service->{receivers};
 	my $sockets;
 	wait_until(sub { ($sockets = open_sockets($service->port)) == 0 }, $gone_within)
 	  or $self->violation("$sockets connections are open that no client holds");
