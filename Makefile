@@ -2,6 +2,7 @@
 #
 #   make                     build, against PostgreSQL 15 (PG_CONFIG=... for a particular one)
 #   make install             install both; DESTDIR=... to stage
+#   make bench               speed and memory beside other receivers; BENCH_SECONDS=4, ... (see bench/run)
 #   make demo, demo-stop     a private server with everything in it, shown at work
 #   make fuzz                feeds everything that reads what others send; FUZZ_SECONDS=60
 #   make test                every test, on private servers; TESTS="..." for some of them
@@ -13,7 +14,10 @@
 
 .DEFAULT_GOAL := all
 
-.PHONY: demo demo-stop fuzz soak test test-unit test-regress test-isolation test-tap
+.PHONY: bench demo demo-stop fuzz soak test test-unit test-regress test-isolation test-tap
+
+bench:
+	@bench/run
 
 demo:
 	@scripts/demo
@@ -33,7 +37,7 @@ test:
 test-unit test-regress test-isolation test-tap:
 	@scripts/test $(@:test-%=%)
 
-STANDALONE_GOALS = demo demo-stop fuzz soak test test-unit test-regress test-isolation test-tap
+STANDALONE_GOALS = bench demo demo-stop fuzz soak test test-unit test-regress test-isolation test-tap
 
 ifneq ($(filter-out $(STANDALONE_GOALS),$(or $(MAKECMDGOALS),all)),)
 

@@ -96,6 +96,16 @@ END
 $check$;
 
 
+-- The schema outlives the extension, and whoever made it may have described it.
+DO $describe$
+BEGIN
+	IF obj_description('banked'::regnamespace, 'pg_namespace') IS NULL THEN
+		COMMENT ON SCHEMA banked IS 'Banked''s webhooks: their history, and the extension that receives them';
+	END IF;
+END
+$describe$;
+
+
 --
 -- Roles
 --
@@ -328,7 +338,7 @@ SELECT (s.labels ->> 'receiver')::int AS receiver,
 	   max(s.value) FILTER (WHERE s.metric = 'batches')::bigint AS batches,
 	   round(max(s.value) FILTER (WHERE s.metric = 'batch_mean'), 1) AS batch_mean,
 	   round(1000 * max(s.value) FILTER (WHERE s.metric = 'commit_seconds')
-			 / nullif(max(s.value) FILTER (WHERE s.metric = 'batches'), 0), 3) AS commit_mean_ms,
+			 / nullif(max(s.value) FILTER (WHERE s.metric = 'commits'), 0), 3) AS commit_mean_ms,
 	   max(s.value) FILTER (WHERE s.metric = 'gateway_restarts')::bigint AS gateway_restarts
 FROM banked.stats() AS s
 GROUP BY 1;
@@ -490,6 +500,7 @@ BEGIN
 		);
 		COMMENT ON TABLE banked.endpoints IS
 			'paths that receive webhooks; changed by register_endpoint() and its like';
+		COMMENT ON COLUMN banked.endpoints.endpoint_id IS 'what keys, events and quarantine refer to';
 		COMMENT ON COLUMN banked.endpoints.path IS 'path of the URL, compared byte by byte';
 		COMMENT ON COLUMN banked.endpoints.events IS
 			'event types to store, a final * stands for any rest; null: all';
@@ -497,8 +508,10 @@ BEGIN
 			'how old the time of a signature may be; it must outlast Banked''s last retry, about 21 days after the first try';
 		COMMENT ON COLUMN banked.endpoints.live IS
 			'true: live events alone, false: test events alone; others go to quarantine; null: both';
+		COMMENT ON COLUMN banked.endpoints.description IS 'for people';
 		COMMENT ON COLUMN banked.endpoints.state IS
 			'active; disabled (answers 404); retired (answers 410 for ever, which ends Banked''s retries)';
+		COMMENT ON COLUMN banked.endpoints.created_at IS 'when it was registered';
 	END IF;
 
 	IF to_regclass('banked.signing_keys') IS NULL THEN
@@ -510,6 +523,9 @@ BEGIN
 		);
 		COMMENT ON TABLE banked.signing_keys IS
 			'what is known of the signing keys of endpoints, but not the keys';
+		COMMENT ON COLUMN banked.signing_keys.key_id IS 'what events and quarantine refer to; not derived from the key';
+		COMMENT ON COLUMN banked.signing_keys.endpoint_id IS 'the endpoint whose deliveries it signs';
+		COMMENT ON COLUMN banked.signing_keys.valid_from IS 'when it was set';
 		COMMENT ON COLUMN banked.signing_keys.valid_until IS
 			'deliveries that arrive later are not accepted under this key; null: no end';
 	END IF;
@@ -552,7 +568,7 @@ BEGIN
 	END LOOP;
 END
 $$;
-COMMENT ON FUNCTION banked._comment_event_columns(regclass) IS 'describes the columns that events and event_revisions share';
+COMMENT ON FUNCTION banked._comment_event_columns(regclass) IS 'describes the columns that events, event_revisions and history share';
 
 CREATE FUNCTION banked._create_event_tables()
 RETURNS void
@@ -582,17 +598,25 @@ BEGIN
 			revision int NOT NULL DEFAULT 0,
 			PRIMARY KEY (event_id, event_type)
 		);
+		-- Where the server has it, lz4 costs a fraction of what pglz does.
+		IF EXISTS (SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)) THEN
+			ALTER TABLE banked.events
+				ALTER COLUMN payload SET COMPRESSION lz4,
+				ALTER COLUMN body SET COMPRESSION lz4;
+		END IF;
 		CREATE INDEX ON banked.events USING brin (seq, received_at)
 			WITH (pages_per_range = 2048, autosummarize = on);
 		CREATE INDEX ON banked.events (resource_id) WHERE api_version = 'v3';
 		COMMENT ON TABLE banked.events IS
 			'Banked''s webhooks, each event once; inserted as banked_webhooks_worker, and so users'' triggers run as that role';
+		COMMENT ON SEQUENCE banked.events_seq_seq IS
+			'for events.seq and event_revisions.seq; it must have no cache, or events_since() would miss rows';
 		PERFORM banked._comment_event_columns('banked.events'::regclass);
 	END IF;
 
 	IF to_regclass('banked.event_revisions') IS NULL THEN
 		CREATE TABLE banked.event_revisions (
-			LIKE banked.events,
+			LIKE banked.events INCLUDING COMPRESSION,
 			kind text NOT NULL CHECK (kind IN ('changed', 'recurrence')),
 			PRIMARY KEY (event_id, event_type, revision)
 		);
@@ -607,6 +631,12 @@ BEGIN
 		PERFORM banked._comment_event_columns('banked.event_revisions'::regclass);
 		COMMENT ON COLUMN banked.event_revisions.kind IS
 			'changed: other bytes; recurrence: the same event of a resource again, after another one (a mandate that became active again)';
+	END IF;
+
+	-- events_since() counts on each seq being greater than all that were taken before.
+	IF EXISTS (SELECT FROM pg_sequence WHERE seqrelid = 'banked.events_seq_seq'::regclass
+			   AND (seqcache <> 1 OR seqincrement < 1 OR seqcycle)) THEN
+		ALTER SEQUENCE banked.events_seq_seq CACHE 1 INCREMENT 1 NO CYCLE;
 	END IF;
 
 	-- The default is missing at first, and after DROP TABLE events CASCADE.
@@ -647,6 +677,16 @@ BEGIN
 		CREATE INDEX ON banked.quarantine (next_attempt_at) WHERE next_attempt_at IS NOT NULL;
 		COMMENT ON TABLE banked.quarantine IS
 			'authentic deliveries that could not become an event yet; see reprocess() and dismiss()';
+		COMMENT ON SEQUENCE banked.quarantine_quarantine_id_seq IS 'for quarantine.quarantine_id';
+		COMMENT ON COLUMN banked.quarantine.quarantine_id IS 'for reprocess() and dismiss()';
+		COMMENT ON COLUMN banked.quarantine.endpoint_id IS 'the endpoint that received it';
+		COMMENT ON COLUMN banked.quarantine.received_at IS 'arrival of the delivery';
+		COMMENT ON COLUMN banked.quarantine.signed_at IS 'the time that was signed with the body';
+		COMMENT ON COLUMN banked.quarantine.key_id IS 'the key of signing_keys under which the signature was found right';
+		COMMENT ON COLUMN banked.quarantine.signature IS 'the HMAC-SHA256 that came with the body';
+		COMMENT ON COLUMN banked.quarantine.body IS 'the exact bytes that were signed; null once erased';
+		COMMENT ON COLUMN banked.quarantine.body_sha256 IS
+			'SHA-256 of the bytes that were signed; the same bytes are kept once for an endpoint';
 		COMMENT ON COLUMN banked.quarantine.reason IS
 			'invalid_json, missing_identity, identity_too_long, live_mismatch, trigger_error, trigger_suppressed, timeout, out_of_memory';
 		COMMENT ON COLUMN banked.quarantine.sqlstate IS 'of the error that kept it from becoming an event, if it was one';
@@ -668,6 +708,10 @@ BEGIN
 		);
 		COMMENT ON TABLE banked.rejections IS
 			'requests that were no authentic deliveries, without their bodies; the newest banked_webhooks.rejection_log_limit rows';
+		COMMENT ON COLUMN banked.rejections.received_at IS 'when the first of them was refused';
+		COMMENT ON COLUMN banked.rejections.remote_address IS 'of the other end of the connection, which may be a proxy';
+		COMMENT ON COLUMN banked.rejections.path IS 'as requested, perhaps of no endpoint; what is not visible ASCII stands as ?';
+		COMMENT ON COLUMN banked.rejections.reason IS 'as in stats(): signature_wrong, timestamp, unknown_path, ...';
 		COMMENT ON COLUMN banked.rejections.count IS 'how many like this one the row stands for';
 	END IF;
 
@@ -679,8 +723,10 @@ BEGIN
 			detail jsonb
 		);
 		COMMENT ON TABLE banked.audit_log IS 'who changed configuration or history, and how';
+		COMMENT ON COLUMN banked.audit_log.at IS 'when it was done, not when it was committed';
 		COMMENT ON COLUMN banked.audit_log.role IS 'the role that was logged in; detail has set_role where another one was in force';
 		COMMENT ON COLUMN banked.audit_log.action IS 'name of the function';
+		COMMENT ON COLUMN banked.audit_log.detail IS 'its arguments and results, without keys';
 	END IF;
 END
 $$;
@@ -744,8 +790,12 @@ BEGIN
 		  FROM banked.event_revisions AS r) AS h;
 	COMMENT ON VIEW banked.history IS
 		'events and their revisions, with what both generations of bodies say of amount, times and references';
+	PERFORM banked._comment_event_columns('banked.history'::regclass);
 	COMMENT ON COLUMN banked.history.kind IS 'changed or recurrence for a revision; null for the event itself';
 	COMMENT ON COLUMN banked.history.amount IS 'in minor units of the currency; null where the body has no whole number';
+	COMMENT ON COLUMN banked.history.currency IS 'of the body, or of its data';
+	COMMENT ON COLUMN banked.history.reference IS 'of the body, or of its data';
+	COMMENT ON COLUMN banked.history.end_to_end_id IS 'of the body, or of its data';
 	COMMENT ON COLUMN banked.history.occurred_at IS
 		'sent_at or created_at of the body, or updated_at or created_at of its data: the first that is a time';
 END
@@ -962,7 +1012,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION banked.create_tables() IS
-	'makes the tables of configuration and history, and what is missing of their triggers and privileges; register_endpoint() and its like call it by themselves; 55000: a table belongs to somebody else';
+	'makes the tables of configuration and history, and what is missing of their triggers and privileges; register_endpoint() and its like call it by themselves; 55000: something in schema banked belongs to somebody who is no superuser';
 
 
 --
@@ -2431,6 +2481,7 @@ BEGIN
 		PERFORM banked._store_floor();
 		PERFORM banked._audit('resume'::text, '{}'::jsonb);
 	END IF;
+	PERFORM banked._warn_if_not_served();
 END
 $$;
 COMMENT ON FUNCTION banked.resume() IS
@@ -2477,7 +2528,10 @@ DECLARE
 	signature bytea;
 	secret bytea;
 BEGIN
-	PERFORM banked._check_owners();
+	IF NOT (SELECT r.rolsuper FROM pg_class AS c JOIN pg_roles AS r ON r.oid = c.relowner
+			WHERE c.oid = to_regclass('banked.events')) THEN
+		PERFORM banked._check_owners();		-- which tells
+	END IF;
 	IF to_regclass('banked.events') IS NOT NULL THEN
 		SELECT e.key_id, e.signed_at, e.received_at, e.body_sha256, e.body, e.signature, s.secret
 		INTO key_id, signed_at, received_at, body_sha256, body, signature, secret
@@ -2560,6 +2614,9 @@ BEGIN
 	END IF;
 	SELECT s.last_value INTO STRICT last_seq FROM banked.events_seq_seq AS s;
 	SELECT s.floor_seq INTO STRICT floor_seq FROM banked.service_state AS s;
+	IF floor_seq > last_seq THEN
+		floor_seq := 0;			-- the sequence was started anew: the floor is of before
+	END IF;
 
 	WHILE low < last_seq AND wanted > 0 LOOP
 		high := least(low + width, last_seq);

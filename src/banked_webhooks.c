@@ -4,8 +4,8 @@
  *
  * In shared_preload_libraries the library asks for shared memory, registers
  * the launcher and installs its hooks.  Loaded later, by the first call of one
- * of its functions, it only defines its settings: the functions work, but no
- * webhook is received (see functions.c for what they say then).
+ * of its functions, it only defines its settings and installs the hooks that
+ * those functions rely on: they work, but no webhook is received.
  */
 #include "postgres.h"
 

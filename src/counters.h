@@ -7,13 +7,14 @@
  * slot outlive its receiver, so that a restart loses no figures.
  *
  * Locking: every plain field of SharedState and of its slots is read and
- * written under SharedState.lock, with three exceptions: the counters, which
- * are atomics with one writer (the slot's receiver), those of keys included
- * (which key a count is of changes under the lock); generation, an atomic
- * that anybody may increase; and parked_at while a receiver decides about
- * itself (it holds the lock when it writes).  Nothing is done under the lock
- * that can wait or fail.  Only plain data, latches, locks and atomics are
- * here: no pointer to anything outside shared memory.
+ * written under SharedState.lock.  One exception: a slot's own receiver reads
+ * number, role and database without it.  Number and database stay as they are
+ * while it runs; role is a single word, and only another one when the role was
+ * made anew.  Not under the lock are the counters, which are atomics with one
+ * writer (the slot's receiver; which key a count of keys belongs to changes
+ * under the lock), and generation, an atomic that anybody may increase.  Nothing is done under the lock that can wait or fail.  Only plain
+ * data, latches, locks and atomics are here: no pointer to anything outside
+ * shared memory.
  */
 #ifndef BW_COUNTERS_H
 #define BW_COUNTERS_H
@@ -65,7 +66,8 @@ typedef struct Counters
 	pg_atomic_uint64 batches;
 	pg_atomic_uint64 batched;	/* deliveries in those batches */
 	pg_atomic_uint64 bytes;		/* of bodies in those batches */
-	pg_atomic_uint64 commit_time;	/* microseconds spent in commits of batches */
+	pg_atomic_uint64 commits;	/* of batches, their parts and later attempts */
+	pg_atomic_uint64 commit_time;	/* microseconds spent in those */
 	pg_atomic_uint64 store_time;	/* microseconds from a batch's start to its last commit */
 	pg_atomic_uint64 gateway_restarts;
 	pg_atomic_uint64 notifications;
@@ -106,7 +108,7 @@ typedef struct ReceiverSlot
 	char		addresses[256]; /* the setting that the ports were claimed with */
 
 	uint64		parked_at;		/* generation that the receiver gave up at */
-	ParkReason	park_reason;
+	ParkReason	park_reason;	/* why, for stats() */
 
 	Counters	counters;
 	KeyUse		keys[MAX_COUNTED_KEYS]; /* those used last */
@@ -122,7 +124,6 @@ typedef struct DatabaseHold
 typedef struct SharedState
 {
 	LWLock	   *lock;
-	pid_t		launcher_pid;
 	Latch	   *launcher_latch; /* null when no launcher runs */
 	ConditionVariable receiver_gone;	/* broadcast when a receiver has really ended */
 

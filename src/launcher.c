@@ -97,7 +97,6 @@ launcher_exit(int code, Datum arg)
 			TerminateBackgroundWorker(launches[i].handle);
 	}
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	shared_state->launcher_pid = 0;
 	shared_state->launcher_latch = NULL;
 	LWLockRelease(shared_state->lock);
 }
@@ -427,7 +426,6 @@ banked_webhooks_launcher_main(Datum arg)
 
 	before_shmem_exit(launcher_exit, 0);
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	shared_state->launcher_pid = MyProcPid;
 	shared_state->launcher_latch = MyLatch;
 	LWLockRelease(shared_state->lock);
 

@@ -81,6 +81,9 @@ put_processes(Output *output, const ReceiverSlot *slot)
 	put_integer(output, "listening", "addresses", listening ? slot->addresses : "", listening);
 	put_integer(output, "port", NULL, NULL, listening ? slot->port : 0);
 	put_integer(output, "tls_port", NULL, NULL, listening ? slot->tls_port : 0);
+	if (slot->pid == 0 && slot->park_reason != PARK_NONE)
+		put_integer(output, "parked", "reason",
+					slot->park_reason == PARK_PAUSED ? "paused" : "no_extension", 1);
 	if (slot->pid != 0)
 		put_real(output, "started_at", unix_seconds(slot->started_at));
 	if (listening)
@@ -102,6 +105,7 @@ put_counters(Output *output, Counters *counters)
 	put_integer(output, "batches", NULL, NULL, batches);
 	put_real(output, "batch_mean", batches == 0 ? 0 : (double) batched / batches);
 	put_integer(output, "body_bytes", NULL, NULL, pg_atomic_read_u64(&counters->bytes));
+	put_integer(output, "commits", NULL, NULL, pg_atomic_read_u64(&counters->commits));
 	put_real(output, "commit_seconds",
 			 (double) pg_atomic_read_u64(&counters->commit_time) / USECS_PER_SEC);
 	put_real(output, "store_seconds",

@@ -20,6 +20,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
@@ -41,6 +42,8 @@
 
 /* How long a command waits for the receivers to end before it goes on without, in milliseconds. */
 #define HOLD_TIMEOUT 10000
+
+#define WORKER_ROLE "banked_webhooks_worker"
 
 static object_access_hook_type previous_object_access = NULL;
 static ProcessUtility_hook_type previous_process_utility = NULL;
@@ -337,11 +340,16 @@ refuse_to_triggers(Node *command)
 				 errmsg("cannot execute %s in a trigger while a webhook is stored in the session of another role",
 						GetCommandTagName(CreateCommandTag(command)))));
 
-	/* The worker may alter itself, and its settings hold for all receivers. */
-	if (my_slot != NULL && (IsA(command, AlterRoleStmt) || IsA(command, AlterRoleSetStmt)))
+	/*
+	 * A role may alter itself, and the worker's settings hold for all
+	 * receivers.  Nothing but users' triggers acts as the worker, perhaps
+	 * later by a function that one of them has made.
+	 */
+	if ((IsA(command, AlterRoleStmt) || IsA(command, AlterRoleSetStmt) || IsA(command, DropOwnedStmt)) &&
+		IsTransactionState() && GetUserId() == get_role_oid(WORKER_ROLE, true))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("roles cannot be altered while a webhook is stored")));
+				 errmsg("role \"%s\" cannot alter itself", WORKER_ROLE)));
 }
 
 static void

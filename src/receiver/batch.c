@@ -323,6 +323,7 @@ commit(const Batch *batch, Delivery **deliveries, int count)
 		}
 	}
 	end_transaction();
+	COUNT(commits, 1);
 	COUNT(commit_time, GetCurrentTimestamp() - start);
 
 	/* ProcDiePending: PostgreSQL ends the wait by itself when the postmaster has died. */
@@ -396,11 +397,15 @@ attempt(Batch *batch, Step step, Delivery **deliveries, int count)
 	PG_TRY();
 	{
 		if (!batch->in_transaction)
+		{
+			/* A deferred trigger of the transaction before may have left settings. */
+			ResetAllOptions();
 			begin_transaction();
+		}
 		batch->in_transaction = false;
-		ResetTempTableNamespace();
 		set_lock_timeout(batch->lock_timeout);
 		start_store_timer(batch->timeout);
+		ResetTempTableNamespace();
 		take_step(step, deliveries, count);
 		MemoryContextSwitchTo(context);
 		commit(batch, deliveries, count);
@@ -693,7 +698,7 @@ batch_store(Delivery *deliveries, int count, BatchDecided decided)
 	count_outcomes(deliveries, count);
 }
 
-void
+bool
 batch_retry(int64 quarantine_id)
 {
 	MemoryContext context = CurrentMemoryContext;
@@ -744,6 +749,7 @@ batch_retry(int64 quarantine_id)
 		store_alone(&batch, delivery);
 		COUNT(outcomes[delivery->outcome], 1);
 	}
+	return found && delivery->outcome != OUTCOME_UNAVAILABLE;
 }
 
 bool

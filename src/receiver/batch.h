@@ -29,8 +29,11 @@ typedef void (*BatchDecided) (Delivery **deliveries, int count);
  */
 extern void batch_store(Delivery *deliveries, int count, BatchDecided decided);
 
-/* Tries the row of quarantine again whose attempt is due; does nothing when it is not. */
-extern void batch_retry(int64 quarantine_id);
+/*
+ * Tries a row of quarantine again.  False when nothing came of it: its attempt is
+ * not due (any more), somebody else has it, or the database cannot store now.
+ */
+extern bool batch_retry(int64 quarantine_id);
 
 /* Undoes what users' code may have left behind in the session; outside transactions. */
 extern void batch_clean_session(void);

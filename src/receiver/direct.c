@@ -29,6 +29,7 @@ try_step(Step step, Delivery *delivery)
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	ErrorData  *volatile error = NULL;
+	const bool	guarded = watch_guards_session; /* a trigger may call receive() */
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
@@ -36,12 +37,12 @@ try_step(Step step, Delivery *delivery)
 	{
 		watch_guards_session = true;
 		step(delivery);
-		watch_guards_session = false;
+		watch_guards_session = guarded;
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
-		watch_guards_session = false;
+		watch_guards_session = guarded;
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
 		FlushErrorState();

@@ -31,16 +31,17 @@
 #include "settings.h"
 #include "statements.h"
 
+/* Constraints that forbid nulls may have been dropped: a null must do no harm. */
 static Statement read_endpoints = {
 	.sql = "SELECT endpoint_id, path, events, live, state, "
 	"(extract(epoch FROM timestamp_tolerance) * 1000000)::int8 "
-	"FROM banked.endpoints"
+	"FROM banked.endpoints WHERE path IS NOT NULL"
 };
 
 static Statement read_keys = {
 	.sql = "SELECT e.path, k.key_id, coalesce(k.valid_until, 'infinity'), s.secret "
 	"FROM banked.signing_keys k JOIN banked.endpoints e USING (endpoint_id) "
-	"LEFT JOIN banked.key_secrets s USING (key_id) "
+	"LEFT JOIN banked.key_secrets s USING (key_id) WHERE e.path IS NOT NULL "
 	"ORDER BY k.valid_from"
 };
 
@@ -152,8 +153,10 @@ load_endpoints(void)
 		}
 		value = get_column(row, 4, &isnull);
 		endpoint->live = isnull ? -1 : DatumGetBool(value);
-		endpoint->state = state_from_text(TextDatumGetCString(get_column(row, 5, &isnull)));
-		endpoint->timestamp_tolerance = DatumGetInt64(get_column(row, 6, &isnull));
+		value = get_column(row, 5, &isnull);
+		endpoint->state = isnull ? ENDPOINT_DISABLED : state_from_text(TextDatumGetCString(value));
+		value = get_column(row, 6, &isnull);
+		endpoint->timestamp_tolerance = isnull ? 0 : DatumGetInt64(value);
 	}
 }
 

@@ -12,10 +12,10 @@
  *	 bytes of a stored row otherwise							repetition
  *	 other bytes												changed
  *
- * "After" is by received_at, then seq.  The batch is sorted by identity, so
- * that two receivers that store the same events wait for each other and never
- * in a circle.  events is written before event_revisions, and that before
- * quarantine, for the same reason.
+ * "After" is by received_at, then seq.  New events are inserted sorted by
+ * identity, so that two receivers that store the same ones wait for each other
+ * and never in a circle; what is left is decided in the order of its arrival.
+ * events is written before event_revisions, and that before quarantine.
  *
  * seq: the transaction takes its id before it takes any seq, and stored_by is
  * the newest transaction id that had been given out when seq was taken.  So
@@ -32,6 +32,7 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/dependency.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
@@ -48,9 +49,6 @@
 
 #include "event_store.h"
 #include "statements.h"
-
-/* How often a revision is tried while other sessions take its number. */
-#define REVISION_ATTEMPTS 5
 
 /* Memory that a tuplestore may take before it goes to disk: a batch is bounded elsewhere. */
 #define STORE_MEMORY_KB (1024 * 1024)
@@ -125,35 +123,18 @@ static Statement insert_revision = {
 	"ON CONFLICT DO NOTHING RETURNING seq"
 };
 
-/* All stored rows of some identities. */
-static Statement find_stored = {
-	.sql = "SELECT i.ordinal, s.revision, s.body_sha256, s.signature, s.received_at, s.seq "
-	"FROM identities i CROSS JOIN LATERAL ("
-	"SELECT e.revision, e.body_sha256, e.signature, e.received_at, e.seq FROM banked.events e "
-	"WHERE e.event_id OPERATOR(pg_catalog.=) i.event_id "
-	"AND e.event_type OPERATOR(pg_catalog.=) i.event_type "
-	"UNION ALL "
-	"SELECT r.revision, r.body_sha256, r.signature, r.received_at, r.seq FROM banked.event_revisions r "
-	"WHERE r.event_id OPERATOR(pg_catalog.=) i.event_id "
-	"AND r.event_type OPERATOR(pg_catalog.=) i.event_type) s"
-};
-
 /*
- * Was another event type of the resource stored after (received_at, seq), with
- * an earlier signed_at?  v2 rows of a resource share their event_id with it.
+ * All stored rows of some event_ids: those of the same event type, and those of
+ * other types too, which in v2 are events of the same resource.
  */
-#define STORED_SINCE(table) \
-	"SELECT 1 FROM banked." table " o " \
-	"WHERE o.event_id OPERATOR(pg_catalog.=) $1 " \
-	"AND o.event_type OPERATOR(pg_catalog.<>) $2 " \
-	"AND (o.received_at OPERATOR(pg_catalog.>) $3 OR " \
-	"o.received_at OPERATOR(pg_catalog.=) $3 AND o.seq OPERATOR(pg_catalog.>) $4) " \
-	"AND o.signed_at OPERATOR(pg_catalog.<) $5"
+#define STORED_ROWS(table) \
+	"SELECT t.event_type, t.revision, t.body_sha256, t.signature, t.signed_at, t.received_at, t.seq " \
+	"FROM banked." table " t WHERE t.event_id OPERATOR(pg_catalog.=) i.event_id"
 
-static Statement find_other_since = {
-	.sql = "SELECT EXISTS (" STORED_SINCE("events") ") OR EXISTS (" STORED_SINCE("event_revisions") ")",
-	.nargs = 5,
-	.argtypes = {TEXTOID, TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID}
+static Statement find_stored = {
+	.sql = "SELECT i.ordinal, s.event_type, s.revision, s.body_sha256, s.signature, s.signed_at, "
+	"s.received_at, s.seq FROM event_ids i CROSS JOIN LATERAL ("
+	STORED_ROWS("events") " UNION ALL " STORED_ROWS("event_revisions") ") s"
 };
 
 static Statement insert_quarantine = {
@@ -209,15 +190,17 @@ static Statement read_due_quarantine = {
 static Statement find_next_attempt = {
 	.sql = "SELECT quarantine_id, next_attempt_at FROM banked.quarantine "
 	"WHERE " CAN_BE_TRIED " AND next_attempt_at IS NOT NULL "
-	"ORDER BY next_attempt_at LIMIT 1"
+	"ORDER BY next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED"
 };
 
-/* A stored row of a delivery's identity. */
+/* A stored row of a delivery's event_id. */
 typedef struct StoredRow
 {
+	char	   *event_type;
 	int			revision;
 	uint8		body_sha256[SIGNATURE_SIZE];
 	uint8		signature[SIGNATURE_SIZE];
+	TimestampTz signed_at;
 	TimestampTz received_at;
 	int64		seq;
 	struct StoredRow *next;
@@ -277,20 +260,18 @@ new_events_descriptor(void)
 }
 
 static TupleDesc
-identities_descriptor(void)
+event_ids_descriptor(void)
 {
 	static TupleDesc descriptor = NULL;
 
 	if (descriptor == NULL)
 	{
 		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-		TupleDesc	built = CreateTemplateTupleDesc(3);
+		TupleDesc	built = CreateTemplateTupleDesc(2);
 
 		TupleDescInitEntry(built, 1, "ordinal", INT4OID, -1, 0);
 		TupleDescInitEntry(built, 2, "event_id", TEXTOID, -1, 0);
-		TupleDescInitEntry(built, 3, "event_type", TEXTOID, -1, 0);
 		TupleDescInitEntryCollation(built, 2, C_COLLATION_OID);
-		TupleDescInitEntryCollation(built, 3, C_COLLATION_OID);
 		descriptor = built;
 		MemoryContextSwitchTo(old);
 	}
@@ -315,7 +296,7 @@ seq_sequence(void)
 				 errmsg("table \"banked.events\" does not exist"),
 				 errhint("Call banked.create_tables().")));
 	LockRelationOid(events, RowExclusiveLock);
-	if (events != known_events)
+	if (events != known_events || get_rel_relkind(known_sequence) != RELKIND_SEQUENCE)
 	{
 		known_sequence = getIdentitySequence(events, get_attnum(events, "seq"), false);
 		known_events = events;
@@ -455,13 +436,15 @@ stored_row_from_result(uint64 row)
 	Datum		value;
 	bool		isnull;
 
-	stored->revision = DatumGetInt32(SPI_getbinval(tuple, tupdesc, 2, &isnull));
-	value = SPI_getbinval(tuple, tupdesc, 3, &isnull);
-	copy_digest(stored->body_sha256, value, isnull);
+	stored->event_type = TextDatumGetCString(SPI_getbinval(tuple, tupdesc, 2, &isnull));
+	stored->revision = DatumGetInt32(SPI_getbinval(tuple, tupdesc, 3, &isnull));
 	value = SPI_getbinval(tuple, tupdesc, 4, &isnull);
+	copy_digest(stored->body_sha256, value, isnull);
+	value = SPI_getbinval(tuple, tupdesc, 5, &isnull);
 	copy_digest(stored->signature, value, isnull);
-	stored->received_at = DatumGetTimestampTz(SPI_getbinval(tuple, tupdesc, 5, &isnull));
-	stored->seq = DatumGetInt64(SPI_getbinval(tuple, tupdesc, 6, &isnull));
+	stored->signed_at = DatumGetTimestampTz(SPI_getbinval(tuple, tupdesc, 6, &isnull));
+	stored->received_at = DatumGetTimestampTz(SPI_getbinval(tuple, tupdesc, 7, &isnull));
+	stored->seq = DatumGetInt64(SPI_getbinval(tuple, tupdesc, 8, &isnull));
 	return stored;
 }
 
@@ -471,7 +454,11 @@ set_for_statement(const char *name, const char *value)
 	(void) set_config_option(name, value, PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 }
 
-/* Looks up the stored rows of each delivery's identity: an array of lists, palloc'ed. */
+/*
+ * Looks up the stored rows of the event_ids of deliveries that are sorted by
+ * it: an array of lists, palloc'ed, with the list of an event_id at its first
+ * delivery.
+ */
 static StoredRow **
 find_rows(Delivery **deliveries, int count)
 {
@@ -481,15 +468,16 @@ find_rows(Delivery **deliveries, int count)
 
 	for (int i = 0; i < count; i++)
 	{
-		Datum		values[3];
-		bool		nulls[3] = {0};
+		Datum		values[2];
+		bool		nulls[2] = {0};
 
+		if (i > 0 && strcmp(deliveries[i - 1]->event_id, deliveries[i]->event_id) == 0)
+			continue;
 		values[0] = Int32GetDatum(i);
 		values[1] = CStringGetTextDatum(deliveries[i]->event_id);
-		values[2] = CStringGetTextDatum(deliveries[i]->event_type);
-		tuplestore_putvalues(store, identities_descriptor(), values, nulls);
+		tuplestore_putvalues(store, event_ids_descriptor(), values, nulls);
 	}
-	register_store("identities", identities_descriptor(), store, count);
+	register_store("event_ids", event_ids_descriptor(), store, count);
 
 	/* The tables grow faster than their statistics: only the key's index will do. */
 	level = NewGUCNestLevel();
@@ -514,47 +502,55 @@ find_rows(Delivery **deliveries, int count)
 	return rows;
 }
 
-static const StoredRow *
-newest_row(const StoredRow *rows)
+/* Was row a stored after row b? */
+static bool
+stored_after(const StoredRow *a, const StoredRow *b)
 {
-	const StoredRow *newest = rows;
+	return a->received_at > b->received_at ||
+		(a->received_at == b->received_at && a->seq > b->seq);
+}
+
+/* The newest row of a delivery's identity among those of its event_id, or null: the identity is new. */
+static const StoredRow *
+newest_of_identity(const Delivery *delivery, const StoredRow *rows)
+{
+	const StoredRow *newest = NULL;
 
 	for (const StoredRow *row = rows; row != NULL; row = row->next)
 	{
-		if (row->received_at > newest->received_at ||
-			(row->received_at == newest->received_at && row->seq > newest->seq))
+		if (strcmp(row->event_type, delivery->event_type) == 0 &&
+			(newest == NULL || stored_after(row, newest)))
 			newest = row;
 	}
 	return newest;
 }
 
+/* Was another event type of the resource stored after that, signed before this delivery? */
 static bool
-other_type_stored_since(Delivery *delivery, const StoredRow *newest)
+other_type_stored_since(const Delivery *delivery, const StoredRow *rows, const StoredRow *newest)
 {
-	Datum		values[5];
-	bool		isnull;
-	bool		found;
-
-	values[0] = CStringGetTextDatum(delivery->event_id);
-	values[1] = CStringGetTextDatum(delivery->event_type);
-	values[2] = TimestampTzGetDatum(newest->received_at);
-	values[3] = Int64GetDatum(newest->seq);
-	values[4] = TimestampTzGetDatum(delivery->signed_at);
-	(void) statements_run(&find_other_since, values, NULL, 0);
-	found = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	SPI_freetuptable(SPI_tuptable);
-	return found;
+	for (const StoredRow *row = rows; row != NULL; row = row->next)
+	{
+		if (strcmp(row->event_type, delivery->event_type) != 0 &&
+			stored_after(row, newest) && row->signed_at < delivery->signed_at)
+			return true;
+	}
+	return false;
 }
 
-/* What a delivery is, given the stored rows of its identity (at least one): see the file's header. */
+/*
+ * What a delivery of a known identity is, given the stored rows of its
+ * event_id and the newest of the identity: see the file's header.
+ */
 static Outcome
-classify(Delivery *delivery, const StoredRow *rows)
+classify(const Delivery *delivery, const StoredRow *rows, const StoredRow *newest)
 {
 	bool		same_body = false;
 
 	for (const StoredRow *row = rows; row != NULL; row = row->next)
 	{
-		if (memcmp(row->body_sha256, delivery->body_sha256, SIGNATURE_SIZE) != 0)
+		if (strcmp(row->event_type, delivery->event_type) != 0 ||
+			memcmp(row->body_sha256, delivery->body_sha256, SIGNATURE_SIZE) != 0)
 			continue;
 		same_body = true;
 		if (memcmp(row->signature, delivery->signature, SIGNATURE_SIZE) == 0)
@@ -562,7 +558,7 @@ classify(Delivery *delivery, const StoredRow *rows)
 	}
 	if (!same_body)
 		return OUTCOME_CHANGED;
-	if (delivery->v2 && other_type_stored_since(delivery, newest_row(rows)))
+	if (delivery->v2 && other_type_stored_since(delivery, rows, newest))
 		return OUTCOME_RECURRENCE;
 	return OUTCOME_REPETITION;
 }
@@ -582,65 +578,110 @@ try_revision(Delivery *delivery, int revision, Outcome kind)
 	return SPI_processed == 1;
 }
 
+/* What a delivery looks like as a stored row. */
+static StoredRow *
+stored_row_from_delivery(const Delivery *delivery, int revision, StoredRow *next)
+{
+	StoredRow  *stored = palloc0(sizeof(StoredRow));
+
+	stored->event_type = delivery->event_type;
+	stored->revision = revision;
+	stored->signed_at = delivery->signed_at;
+	memcpy(stored->body_sha256, delivery->body_sha256, SIGNATURE_SIZE);
+	memcpy(stored->signature, delivery->signature, SIGNATURE_SIZE);
+	stored->received_at = delivery->received_at;
+	stored->seq = delivery->seq;
+	stored->next = next;
+	return stored;
+}
+
+static int
+next_revision(const Delivery *delivery, const StoredRow *rows)
+{
+	int			revision = 1;
+
+	for (const StoredRow *row = rows; row != NULL; row = row->next)
+	{
+		if (strcmp(row->event_type, delivery->event_type) == 0)
+			revision = Max(revision, row->revision + 1);
+	}
+	return revision;
+}
+
 /*
- * Decides about a delivery of a known identity and stores a revision if it is
- * one.  Another session may take the revision's number, or store the same
- * bytes, meanwhile: look again then.
+ * Decides about a delivery and stores a revision if it is one; a delivery of a
+ * new identity stays as it is.  Another session may take the revision's
+ * number, or store the same bytes, meanwhile: look again then.  Returns the
+ * rows of the event_id as they are afterwards.
  */
-static void
+static StoredRow *
 resolve_known(Delivery *delivery, StoredRow *rows)
 {
-	for (int attempt = 0; attempt < REVISION_ATTEMPTS; attempt++)
+	const StoredRow *newest = newest_of_identity(delivery, rows);
+	int			tried = 0;
+
+	if (newest == NULL)
+		return rows;
+	while (newest != NULL)
 	{
-		Outcome		outcome = classify(delivery, rows);
-		int			revision = 0;
+		Outcome		outcome = classify(delivery, rows, newest);
+		int			revision = next_revision(delivery, rows);
 
 		if (outcome == OUTCOME_REPETITION)
 		{
 			delivery->outcome = outcome;
-			return;
+			return rows;
 		}
-		for (StoredRow *row = rows; row != NULL; row = row->next)
-			revision = Max(revision, row->revision);
-		if (try_revision(delivery, revision + 1, outcome))
+		/* Nobody has taken the number, and yet there is no row: a trigger's doing. */
+		if (revision == tried)
+			break;
+		tried = revision;
+		if (try_revision(delivery, revision, outcome))
 		{
 			delivery->outcome = outcome;
-			return;
+			return stored_row_from_delivery(delivery, revision, rows);
 		}
 		rows = find_rows(&delivery, 1)[0];
-		if (rows == NULL)
-			break;
+		newest = newest_of_identity(delivery, rows);
 	}
 	delivery_to_quarantine(delivery, QUARANTINE_TRIGGER_SUPPRESSED, 0,
 						   "the revision was not inserted, and no error was raised");
+	return rows;
 }
 
-static bool
-same_identity(const Delivery *a, const Delivery *b)
+static int
+compare_arrivals(const void *a, const void *b)
 {
-	return strcmp(a->event_id, b->event_id) == 0 && strcmp(a->event_type, b->event_type) == 0;
+	const Delivery *left = *(Delivery *const *) a;
+	const Delivery *right = *(Delivery *const *) b;
+	int			result = strcmp(left->event_id, right->event_id);
+
+	if (result == 0)
+		result = left->received_at < right->received_at ? -1 : left->received_at > right->received_at;
+	if (result == 0)
+		result = left < right ? -1 : left > right;
+	return result;
 }
 
 /*
- * Decides about deliveries of identities that may be known, sorted by
- * identity.  Those that are not are moved to the front; returns their number.
+ * Decides about deliveries of identities that may be known, those of one
+ * event_id in the order of their arrival: what one of them adds counts for the
+ * next.  Those of new identities are moved to the front; returns their number.
  */
 static int
 resolve_all(Delivery **deliveries, int count)
 {
-	StoredRow **rows = find_rows(deliveries, count);
+	StoredRow **found;
+	StoredRow  *rows = NULL;
 	int			unknown = 0;
 
+	qsort(deliveries, count, sizeof(Delivery *), compare_arrivals);
+	found = find_rows(deliveries, count);
 	for (int i = 0; i < count; i++)
 	{
-		/* The one before may just have become a revision of the same event. */
-		if (i > 0 && same_identity(deliveries[i - 1], deliveries[i]) &&
-			deliveries[i - 1]->outcome != OUTCOME_REPETITION &&
-			deliveries[i - 1]->outcome != OUTCOME_PENDING)
-			rows[i] = find_rows(&deliveries[i], 1)[0];
-
-		if (rows[i] != NULL)
-			resolve_known(deliveries[i], rows[i]);
+		if (i == 0 || strcmp(deliveries[i - 1]->event_id, deliveries[i]->event_id) != 0)
+			rows = found[i];
+		rows = resolve_known(deliveries[i], rows);
 	}
 	for (int i = 0; i < count; i++)
 	{
@@ -648,6 +689,12 @@ resolve_all(Delivery **deliveries, int count)
 			deliveries[unknown++] = deliveries[i];
 	}
 	return unknown;
+}
+
+static bool
+same_identity(const Delivery *a, const Delivery *b)
+{
+	return strcmp(a->event_id, b->event_id) == 0 && strcmp(a->event_type, b->event_type) == 0;
 }
 
 static int
@@ -716,12 +763,14 @@ write_events(Delivery **deliveries, int count)
 		rest[rest_count++] = firsts[i];
 	if (rest_count == 0)
 		return;
-	qsort(rest, rest_count, sizeof(Delivery *), compare_identities);
 	left = resolve_all(rest, rest_count);
 
 	/* Neither inserted nor there: a trigger held it back, or another session deleted it. */
 	if (left > 0)
+	{
+		qsort(rest, left, sizeof(Delivery *), compare_identities);
 		left = insert_new(rest, left);
+	}
 	if (left > 0)
 		left = resolve_all(rest, left);
 	for (int i = 0; i < left; i++)
@@ -818,8 +867,7 @@ event_store_write_known(Delivery *delivery)
 	SPI_connect();
 	statements_become_worker(&before);
 	rows = find_rows(&delivery, 1)[0];
-	if (rows != NULL)
-		resolve_known(delivery, rows);
+	(void) resolve_known(delivery, rows);
 	run_deferred_triggers();
 	statements_restore(&before);
 	if (delivery->outcome == OUTCOME_QUARANTINED)

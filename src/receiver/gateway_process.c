@@ -108,7 +108,10 @@ static bool
 prepare_child(Child *child, int link, const Listeners *listeners)
 {
 	if (!find_program(child))
+	{
+		errno = ENOENT;
 		return false;
+	}
 	child->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 	if (child->null_fd < 0)
 		return false;

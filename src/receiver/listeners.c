@@ -301,6 +301,21 @@ listeners_close(Listeners *listeners)
 }
 
 bool
+listeners_are_listening(const Listeners *listeners)
+{
+	for (int i = 0; i < listeners->count; i++)
+	{
+		int			listening = 0;
+		socklen_t	length = sizeof(listening);
+
+		if (getsockopt(listeners->fds[i], SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) < 0 ||
+			!listening)
+			return false;
+	}
+	return true;
+}
+
+bool
 listeners_are_current(const Listeners *listeners, int tls_port)
 {
 	return listeners->port == bw_port && listeners->shared == (bw_receivers > 1) &&

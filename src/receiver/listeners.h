@@ -29,6 +29,9 @@ extern bool listeners_open(Listeners *listeners, int tls_port, char **problem);
 
 extern void listeners_close(Listeners *listeners);
 
+/* Do all of them still listen?  Whoever shares a socket can end that for all. */
+extern bool listeners_are_listening(const Listeners *listeners);
+
 /* Would listeners_open still open these sockets? */
 extern bool listeners_are_current(const Listeners *listeners, int tls_port);
 

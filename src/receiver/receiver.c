@@ -20,6 +20,8 @@
  */
 #include "postgres.h"
 
+#include <malloc.h>
+
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
@@ -62,6 +64,9 @@
 
 /* An arrival that the gateway reports is believed when it is no older than this. */
 #define MAX_ARRIVAL_AGE (60 * USECS_PER_SEC)
+
+/* Free memory that malloc may keep, in bytes. */
+#define MALLOC_KEEP (16 * 1024 * 1024)
 
 /* Buffers that grew beyond this are given back when they are empty. */
 #define KEEP_BUFFER (1024 * 1024)
@@ -343,6 +348,13 @@ replace_gateway(const char *reason)
 					(int) pid, reason != NULL ? reason : end)));
 
 	schedule_gateway(settled, was_ready);
+
+	/* It shared the sockets, and may have been made to shut them down. */
+	if (!listeners_are_listening(&receiver.listeners))
+	{
+		listeners_close(&receiver.listeners);
+		receiver.listen_at = 0;
+	}
 }
 
 static ConfigFrame
@@ -542,6 +554,7 @@ take_frames(int *delivery_count)
 			case FRAME_MALFORMED:
 				return false;
 			case FRAME_COMPLETE:
+				receiver.gateway.ping_outstanding = false;
 				if (!take_frame(&frame, delivery_count, &bytes, now))
 					return false;
 				break;
@@ -629,7 +642,6 @@ serve_gateway(void)
 	if (io == FRAME_IO_OK)
 	{
 		gateway->heard_at = GetCurrentTimestamp();
-		gateway->ping_outstanding = false;
 	}
 	do
 	{
@@ -684,6 +696,7 @@ static void
 retry_quarantine(void)
 {
 	TimestampTz start = GetCurrentTimestamp();
+	bool		tried;
 
 	if (!batch_run(find_due_retry, LOOK_LOCK_TIMEOUT))
 	{
@@ -694,7 +707,7 @@ retry_quarantine(void)
 		return;
 
 	pgstat_report_activity(STATE_RUNNING, "trying quarantined webhooks again");
-	batch_retry(due_retry);
+	tried = batch_retry(due_retry);
 	MemoryContextSwitchTo(receiver.turn_context);
 	notify_send_collected();
 	batch_clean_session();
@@ -702,7 +715,7 @@ retry_quarantine(void)
 	pgstat_report_activity(STATE_IDLE, NULL);
 
 	/* Deliveries come first: most of the time is theirs. */
-	receiver.retry_at = 0;
+	receiver.retry_at = tried ? 0 : in_milliseconds(LOOK_RETRY);
 	receiver.retry_not_before = GetCurrentTimestamp() +
 		RETRY_SHARE * (GetCurrentTimestamp() - start);
 }
@@ -753,7 +766,7 @@ drain(void)
 		/* What it sends now gets no answer of ours: it answers 503 itself. */
 		do
 			n = recv(gateway->link, discarded, sizeof(discarded), 0);
-		while (n > 0);
+		while (n > 0 && GetCurrentTimestamp() < until);
 		if (n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
 			break;
 	}
@@ -866,8 +879,8 @@ make_wait_set(void)
 }
 
 /*
- * Waits for latch, link and timers.  Returns whether the link can be read; when
- * not, *waited says for how many microseconds.
+ * Waits for latch, link and timers.  Returns whether the link can be read;
+ * *waited says how many microseconds that took.
  */
 static bool
 wait_for_events(int64 *waited)
@@ -904,8 +917,6 @@ wait_for_events(int64 *waited)
 		if (events[i].events & WL_SOCKET_READABLE)
 			link_readable = true;
 	}
-	if (link_readable)
-		*waited = 0;
 	return link_readable;
 }
 
@@ -936,6 +947,11 @@ main_loop(void)
 void
 banked_webhooks_receiver_main(Datum arg)
 {
+	/* A batch takes and gives back some megabytes: not from and to the system each time. */
+	(void) mallopt(M_TRIM_THRESHOLD, MALLOC_KEEP);
+	(void) mallopt(M_MMAP_THRESHOLD, MALLOC_KEEP);
+	(void) mallopt(M_TOP_PAD, 1024 * 1024);
+
 	batch_init();
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGPIPE, SIG_IGN);

@@ -25,7 +25,7 @@ is($service->post('/hook', event('a', 'payment_sent', reference => 'Other')), 20
 is($service->post('/hook', payload('constructed-v3-refund_pending')), 200, 'a v3 event');
 is($service->post('/hook', '{broken'), 200, 'something for the quarantine');
 is($service->post('/hook', event('b', 'payment_sent'), key => $OTHER_KEY), 400, 'a rejection');
-ok_until(sub { $service->sql('select count(*) from banked.rejections') > 0 }, '... which is recorded');
+ok_until(sub { $service->sql(q(select count(*) from banked.rejections where reason = 'signature_wrong')) > 0 }, '... which is recorded');
 $service->sql(<<'SQL');
 create table public.paid (event_id text);
 grant insert on public.paid to banked_webhooks_worker;

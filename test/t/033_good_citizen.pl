@@ -23,6 +23,7 @@ my $node = $service->node;
 my $port = $service->port;
 my $second_port = PostgreSQL::Test::Cluster::get_free_port();
 $service->allow('database "second" in banked_webhooks.databases does not exist');
+$service->allow('terminating autovacuum process due to administrator command');
 
 # One worker belongs to PostgreSQL's logical replication, one to the launcher: none is left.
 {
