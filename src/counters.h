@@ -12,9 +12,10 @@
  * while it runs; role is a single word, and only another one when the role was
  * made anew.  Not under the lock are the counters, which are atomics with one
  * writer (the slot's receiver; which key a count of keys belongs to changes
- * under the lock), and generation, an atomic that anybody may increase.  Nothing is done under the lock that can wait or fail.  Only plain
- * data, latches, locks and atomics are here: no pointer to anything outside
- * shared memory.
+ * under the lock), and generation, an atomic that anybody may increase.
+ * Nothing is done under the lock that can wait or fail.  Only plain data,
+ * latches, locks and atomics are here: no pointer to anything outside shared
+ * memory.
  */
 #ifndef BW_COUNTERS_H
 #define BW_COUNTERS_H
