@@ -95,7 +95,16 @@ ok_until(
 	'silences it');
 $service->sql('alter system reset banked_webhooks.notify');
 $service->node->reload;
-ok_until(sub { $received = ''; my $id = 'loud-' . time; $service->post('/hook', event($id, 'payment_sent')); notified(qr/$id/) }, 'switched on again');
+ok_until(
+	sub {
+		$received = '';
+		my $id = 'loud-' . time;
+		$service->post('/hook', event($id, 'payment_sent')) == 200 or return;
+		$service->sql("notify banked_webhooks, 'marker $id'");
+		notified(qr/marker $id/);
+		return $received =~ /"event_id": ?"$id"/;
+	},
+	'switched on again');
 $service->sql('alter table banked.events disable trigger banked_webhooks_notify');
 $received = '';
 is($service->post('/hook', event('disabled', 'payment_sent')), 200, 'the trigger disabled: stored');
