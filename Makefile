@@ -53,8 +53,9 @@ EXTENSION = banked_webhooks
 DATA = $(wildcard sql/banked_webhooks--*.sql)
 MODULE_big = banked_webhooks
 OBJS = \
-	src/banked_webhooks.o src/counters.o src/frame.o src/functions.o src/launcher.o src/settings.o \
-	src/signature.o src/stats.o src/watch.o \
+	src/banked_webhooks.o src/counters.o src/frame.o src/functions.o src/launcher.o \
+	src/secret_functions.o src/secrets.o src/settings.o src/signature.o src/stats.o src/watch.o \
+	src/api/api_call.o src/api/http_client.o \
 	src/handlers/control.o src/handlers/dispatcher.o src/handlers/handler_cache.o src/handlers/job_queue.o \
 	src/handlers/pool.o src/handlers/runner.o src/handlers/scheduler.o src/handlers/worker.o \
 	src/receiver/batch.o src/receiver/delivery.o src/receiver/direct.o src/receiver/endpoint_cache.o \
@@ -84,7 +85,7 @@ PG_MAJOR = 15
 define missing_packages
 $(1).
 On Debian 12, as root:
-    apt-get install gcc libc6-dev pkg-config postgresql-$(PG_MAJOR) postgresql-server-dev-$(PG_MAJOR) libssl-dev libmicrohttpd-dev libgnutls28-dev libseccomp-dev
+    apt-get install gcc libc6-dev libcurl4-openssl-dev pkg-config postgresql-$(PG_MAJOR) postgresql-server-dev-$(PG_MAJOR) libssl-dev libmicrohttpd-dev libgnutls28-dev libseccomp-dev
 ("make demo" and "make test" install what they need by themselves)
 endef
 
@@ -106,16 +107,21 @@ PKG_CONFIG ?= pkg-config
 MODULE_PACKAGES = libcrypto
 GATEWAY_PACKAGES = libmicrohttpd gnutls libcrypto libseccomp
 
+# libcurl may be somewhere else (scripts/common.sh, provide_libcurl).
+CURL_CFLAGS ?= $(shell $(PKG_CONFIG) --cflags libcurl)
+CURL_LIBS ?= $(shell $(PKG_CONFIG) --libs libcurl)
+CURL_PACKAGE = $(if $(filter environment command,$(origin CURL_LIBS)),,libcurl)
+
 ifneq ($(filter-out clean distclean maintainer-clean uninstall,$(or $(MAKECMDGOALS),all)),)
-absent := $(foreach package,$(sort $(MODULE_PACKAGES) $(GATEWAY_PACKAGES)),\
+absent := $(foreach package,$(sort $(MODULE_PACKAGES) $(GATEWAY_PACKAGES) $(CURL_PACKAGE)),\
 	$(if $(shell $(PKG_CONFIG) --exists $(package) 2>/dev/null && echo yes),,$(package)))
 ifneq ($(strip $(absent)),)
 $(error $(call missing_packages,$(PKG_CONFIG) does not find: $(strip $(absent))))
 endif
 endif
 
-PG_CPPFLAGS = -Isrc $(shell $(PKG_CONFIG) --cflags $(MODULE_PACKAGES))
-SHLIB_LINK = $(shell $(PKG_CONFIG) --libs $(MODULE_PACKAGES))
+PG_CPPFLAGS = -Isrc $(shell $(PKG_CONFIG) --cflags $(MODULE_PACKAGES)) $(CURL_CFLAGS)
+SHLIB_LINK = $(shell $(PKG_CONFIG) --libs $(MODULE_PACKAGES)) $(CURL_LIBS)
 
 # No bitcode: nothing here is worth inlining into a query, and it would be a second compile of everything.
 override with_llvm := no

@@ -34,7 +34,7 @@ as_owner()
 	local become=() keep=() name
 
 	[ "$(id -u)" -ne 0 ] || become=(runuser -u "$owner" --)
-	for name in TERM BODIES BODIES_SEED CC COPT PG_CONFIG PG_TEST_EXTRA PG_TEST_NOCLEAN PG_TEST_TIMEOUT_DEFAULT
+	for name in TERM BODIES BODIES_SEED CC COPT CURL_CFLAGS CURL_LIBS PG_CONFIG PG_TEST_EXTRA PG_TEST_NOCLEAN PG_TEST_TIMEOUT_DEFAULT
 	do
 		[ -z "${!name:-}" ] || keep+=("$name=${!name}")
 	done
@@ -79,6 +79,32 @@ make_private_directory()
 	$usable
 }
 
+# Sees to it that the compiler finds libcurl's headers.  Where their package
+# cannot be installed beside the libcurl that is there (scripts/install-packages
+# changes none), they are taken out of it: they fit every libcurl.so.4 from theirs on.
+provide_libcurl()
+{
+	local directory=$private/libcurl
+
+	if [ -n "${CURL_LIBS:-}" ] || pkg-config --exists libcurl || ! command -v dpkg-deb >/dev/null
+	then
+		return 0
+	fi
+	if [ ! -e "$directory/done" ]
+	then
+		rm -rf "$directory"
+		mkdir "$directory"
+		(
+			cd "$directory"
+			apt-get download --quiet=2 libcurl4-openssl-dev 2>download.log && dpkg-deb --extract ./*.deb .
+		) || fail "the headers of libcurl are missing: $(tail -n 1 "$directory/download.log")"
+		touch "$directory/done"
+	fi
+	export CURL_CFLAGS CURL_LIBS
+	CURL_CFLAGS="-isystem $(dirname "$(dirname "$(find "$directory/usr/include" -path '*/curl/curl.h')")")"
+	CURL_LIBS=-l:libcurl.so.4
+}
+
 # Copies the tree, without what is ignored, to a new directory of the owner's.
 copy_tree()
 {
@@ -116,6 +142,7 @@ build()
 {
 	local copy=$1 stage=$2 log=$3
 
+	provide_libcurl
 	pg_config=$(as_owner make --silent --no-print-directory -C "$copy" show-pg_config) || exit 1
 	bindir=$("$pg_config" --bindir)
 	pkglibdir=$("$pg_config" --pkglibdir)

@@ -171,7 +171,8 @@ $roles$;
 
 
 --
--- The extension's own tables.  They go with it, and pg_dump leaves them out.
+-- The extension's own tables.  They go with it, and pg_dump leaves them out,
+-- but for encrypted secrets.
 --
 
 CREATE TABLE banked.key_secrets (
@@ -181,7 +182,31 @@ CREATE TABLE banked.key_secrets (
 COMMENT ON TABLE banked.key_secrets IS
 	'the signing keys themselves, for the owner alone; what else is known of a key stands in signing_keys';
 COMMENT ON COLUMN banked.key_secrets.key_id IS 'the key in signing_keys';
-COMMENT ON COLUMN banked.key_secrets.secret IS 'the key as the byte string that signs';
+COMMENT ON COLUMN banked.key_secrets.secret IS
+	'a byte 0 and the key as the byte string that signs; or a byte 1 and what banked_webhooks.master_key_file''s key makes of it';
+
+-- Encrypted secrets are dumped, clear ones are not.
+SELECT pg_extension_config_dump('banked.key_secrets', 'WHERE get_byte(secret, 0) = 1');
+
+CREATE TABLE banked.api_credentials (
+	name text COLLATE "C" PRIMARY KEY,
+	auth text NOT NULL CHECK (auth IN ('basic', 'oauth')),
+	scope text,
+	base_url text,
+	api_version text CHECK (api_version IN ('v2', 'v3')),
+	secret bytea NOT NULL,
+	changed_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE banked.api_credentials IS
+	'how to call Banked''s API, for the owner alone; changed by set_api_credentials()';
+COMMENT ON COLUMN banked.api_credentials.auth IS 'basic: with each call; oauth: for a token, which is used until shortly before it expires';
+COMMENT ON COLUMN banked.api_credentials.scope IS 'of the token; null: Banked''s default';
+COMMENT ON COLUMN banked.api_credentials.base_url IS 'null: banked_webhooks.api_base_url';
+COMMENT ON COLUMN banked.api_credentials.api_version IS 'null: banked_webhooks.api_version';
+COMMENT ON COLUMN banked.api_credentials.secret IS 'API key and secret key, as key_secrets.secret holds a signing key';
+
+-- A second call in the same SELECT would fail.
+SELECT pg_extension_config_dump('banked.api_credentials', 'WHERE get_byte(secret, 0) = 1');
 
 CREATE TABLE banked.service_state (
 	singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
@@ -203,7 +228,7 @@ CREATE FUNCTION banked._table_names()
 RETURNS text[]
 LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
-	SELECT ARRAY['endpoints', 'signing_keys', 'events', 'event_revisions',
+	SELECT ARRAY['endpoints', 'signing_keys', 'published_webhooks', 'events', 'event_revisions',
 				 'quarantine', 'rejections', 'audit_log',
 				 'handlers', 'jobs', 'job_attempts'];
 END;
@@ -335,11 +360,87 @@ HAVING sum(s.value) > 0;
 COMMENT ON VIEW banked.delivery_counts IS
 	'what became of deliveries (by outcome) and why requests were rejected (by reason), counted over all receivers of this database since the server started; 55000: banked_webhooks is not in shared_preload_libraries';
 
+CREATE VIEW banked.signing_key_use AS
+SELECT (s.labels ->> 'key_id')::uuid AS key_id,
+	   sum(s.value) FILTER (WHERE s.metric = 'key_deliveries')::bigint AS deliveries,
+	   to_timestamp((max(s.value) FILTER (WHERE s.metric = 'key_last_used'))::float8) AS last_used
+FROM banked.stats() AS s
+WHERE s.metric IN ('key_deliveries', 'key_last_used')
+GROUP BY 1;
+COMMENT ON VIEW banked.signing_key_use IS
+	'authentic deliveries under each signing key since the server started, and when the last one arrived: an old key that is not used any more can be revoked; the 32 keys of each receiver that were used last; 55000: banked_webhooks is not in shared_preload_libraries';
+
 CREATE FUNCTION banked._generate_signing_key()
 RETURNS text
 LANGUAGE c VOLATILE
 AS 'MODULE_PATHNAME', 'banked_webhooks_generate_key';
 COMMENT ON FUNCTION banked._generate_signing_key() IS '32 bytes from the strong random source, in hexadecimal';
+
+CREATE FUNCTION banked._seal(secret text, context text)
+RETURNS bytea
+LANGUAGE c VOLATILE STRICT
+AS 'MODULE_PATHNAME', 'banked_webhooks_seal';
+COMMENT ON FUNCTION banked._seal(text, text) IS
+	'what a table holds of a secret: encrypted under the master key, or clear when none is set; context names row and column and is needed to open it; F0000: the master key''s file is unusable';
+
+CREATE FUNCTION banked._reseal(blob bytea, context text, old_key_file text)
+RETURNS bytea
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'banked_webhooks_reseal';
+COMMENT ON FUNCTION banked._reseal(bytea, text, text) IS
+	'the same secret under the present master key, null when it is so already; 55000: no master key is set, or the secret is encrypted under neither it nor the old one; XX001: damaged';
+
+CREATE FUNCTION banked._sign_with(secret bytea, context text, body bytea, at bigint)
+RETURNS text
+LANGUAGE c VOLATILE STRICT
+AS 'MODULE_PATHNAME', 'banked_webhooks_sign_with';
+COMMENT ON FUNCTION banked._sign_with(bytea, text, bytea, bigint) IS
+	'the header banked-signature under a key of key_secrets, for a Unix time; 55000: the master key is missing or another one; XX001: the secret is damaged';
+
+CREATE FUNCTION banked._verify_with(secret bytea, context text, header text, body bytea)
+RETURNS boolean
+LANGUAGE c VOLATILE STRICT
+AS 'MODULE_PATHNAME', 'banked_webhooks_verify_with';
+COMMENT ON FUNCTION banked._verify_with(bytea, text, text, bytea) IS
+	'verify_signature() under a key of key_secrets; raises what _sign_with() raises';
+
+CREATE FUNCTION banked._key_context(key_id uuid)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN 'key_secrets ' || key_id;
+COMMENT ON FUNCTION banked._key_context(uuid) IS 'names a signing key''s row for the functions that seal and open';
+
+CREATE FUNCTION banked._credentials_context(name text)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN 'api_credentials ' || name;
+COMMENT ON FUNCTION banked._credentials_context(text) IS 'the same for a row of api_credentials';
+
+CREATE FUNCTION banked._api_call(credentials text, method text, path text, body jsonb, key_id uuid, signing_key text)
+RETURNS jsonb
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'banked_webhooks_api_call';
+COMMENT ON FUNCTION banked._api_call(text, text, text, jsonb, uuid, text) IS
+	'one call of Banked''s API: the answer, null when it is empty; the path follows the version; the key of key_id, or signing_key, becomes signature_key of the body';
+
+CREATE FUNCTION banked._post_delivery(url text, signature text, body bytea,
+									  OUT status int, OUT answer text, OUT elapsed interval)
+LANGUAGE c VOLATILE STRICT
+AS 'MODULE_PATHNAME', 'banked_webhooks_post_delivery';
+COMMENT ON FUNCTION banked._post_delivery(text, text, bytea) IS 'sends a delivery as Banked would';
+
+CREATE FUNCTION banked._check_base_url(url text)
+RETURNS boolean
+LANGUAGE c IMMUTABLE STRICT
+AS 'MODULE_PATHNAME', 'banked_webhooks_check_base_url';
+COMMENT ON FUNCTION banked._check_base_url(text) IS 'whether a text is an https URL without user, query and fragment';
+
+CREATE FUNCTION banked._is_own_transaction(xid)
+RETURNS boolean
+LANGUAGE c STABLE STRICT
+AS 'MODULE_PATHNAME', 'banked_webhooks_is_own_transaction';
+COMMENT ON FUNCTION banked._is_own_transaction(xid) IS
+	'whether this transaction has written a row with this xmin, so that it is not committed yet';
 
 CREATE FUNCTION banked._read_key_file(path text)
 RETURNS text
@@ -951,6 +1052,7 @@ BEGIN
 		FROM (VALUES
 			('endpoints', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
 			('signing_keys', 'SELECT', 'banked_webhooks_admin'),
+			('published_webhooks', 'SELECT', 'banked_webhooks_admin'),
 			('events', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
 			('events', 'TRIGGER', 'banked_webhooks_admin'),
 			('event_revisions', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
@@ -1075,6 +1177,7 @@ BEGIN
 				  WHERE c.relacl IS NULL);
 
 	PERFORM banked._create_endpoint_tables();
+	PERFORM banked._create_publication_table();
 	PERFORM banked._create_event_tables();
 	PERFORM banked._create_operation_tables();
 	PERFORM banked._create_handler_tables();
@@ -1313,7 +1416,8 @@ BEGIN
 	VALUES (_add_signing_key.endpoint_id)
 	RETURNING k.key_id INTO key_id;
 	INSERT INTO banked.key_secrets (key_id, secret)
-	VALUES (_add_signing_key.key_id, convert_to(coalesce(signing_key, generated_key), 'UTF8'));
+	VALUES (_add_signing_key.key_id,
+			banked._seal(coalesce(signing_key, generated_key), banked._key_context(_add_signing_key.key_id)));
 END
 $$;
 COMMENT ON FUNCTION banked._add_signing_key(uuid, text) IS
@@ -1330,7 +1434,7 @@ CREATE FUNCTION banked._register_endpoint(path text, events text[], signing_key 
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-	key_id uuid;
+	new_key_id uuid;
 BEGIN
 	PERFORM banked._check_path(path);
 	PERFORM banked._check_events(events);
@@ -1353,12 +1457,20 @@ BEGIN
 			DETAIL = (SELECT format('It is %s.', e.state) FROM banked.endpoints AS e WHERE e.path = _register_endpoint.path);
 	END IF;
 
-	SELECT k.key_id, k.generated_key INTO key_id, generated_key
+	SELECT k.key_id, k.generated_key INTO new_key_id, generated_key
 	FROM banked._add_signing_key(endpoint_id, coalesce(signing_key, key_from_file)) AS k;
 	PERFORM banked._audit('register_endpoint', jsonb_build_object(
-		'path', path, 'endpoint_id', endpoint_id, 'key_id', key_id, 'events', events,
+		'path', path, 'endpoint_id', endpoint_id, 'key_id', new_key_id, 'events', events,
 		'timestamp_tolerance', timestamp_tolerance, 'live', live, 'description', description));
 	PERFORM banked._warn_if_not_served();
+
+	-- Once: for the first of them.
+	IF (SELECT count(*) FROM (SELECT FROM banked.key_secrets AS s WHERE get_byte(s.secret, 0) = 0 LIMIT 2) AS clear) = 1
+		AND (SELECT get_byte(s.secret, 0) = 0 FROM banked.key_secrets AS s WHERE s.key_id = new_key_id) THEN
+		RAISE WARNING USING
+			MESSAGE = 'signing keys are stored as they are, readable by the owner of the extension and in copies of the data directory',
+			HINT = 'To have them encrypted, set banked_webhooks.master_key_file, reload the configuration and run SELECT banked.rotate_master_key().';
+	END IF;
 END
 $$;
 COMMENT ON FUNCTION banked._register_endpoint(text, text[], text, text, interval, boolean, text) IS
@@ -1434,13 +1546,18 @@ COMMENT ON FUNCTION banked.retire_endpoint(text) IS
 -- Signing keys
 --
 
-CREATE FUNCTION banked._rotate_signing_key(path text, signing_key text, overlap interval,
+CREATE FUNCTION banked._rotate_signing_key(path text, signing_key text, key_from_file text, overlap interval,
 										   OUT key_id uuid, OUT generated_key text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	endpoint record;
 BEGIN
+	IF signing_key IS NOT NULL AND key_from_file IS NOT NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'signing_key and signing_key_file exclude each other';
+	END IF;
 	PERFORM banked._check_duration('overlap', overlap, interval '0');
 	SELECT e.endpoint_id, e.state INTO STRICT endpoint FROM banked._lock_endpoint(path) AS e;
 	IF endpoint.state = 'retired' THEN
@@ -1454,22 +1571,25 @@ BEGIN
 	WHERE k.endpoint_id = endpoint.endpoint_id
 		AND (k.valid_until IS NULL OR k.valid_until > now() + overlap);
 	SELECT k.key_id, k.generated_key INTO key_id, generated_key
-	FROM banked._add_signing_key(endpoint.endpoint_id, signing_key) AS k;
+	FROM banked._add_signing_key(endpoint.endpoint_id, coalesce(signing_key, key_from_file)) AS k;
 	PERFORM banked._audit('rotate_signing_key', jsonb_build_object(
 		'path', path, 'endpoint_id', endpoint.endpoint_id, 'key_id', key_id, 'overlap', overlap));
 END
 $$;
-COMMENT ON FUNCTION banked._rotate_signing_key(text, text, interval) IS
-	'rotate_signing_key() under names of arguments that differ from those of its result';
+COMMENT ON FUNCTION banked._rotate_signing_key(text, text, text, interval) IS
+	'rotate_signing_key() behind the reading of the file';
 
+-- Not SECURITY DEFINER: the file is read with the rights of the caller.
 CREATE FUNCTION banked.rotate_signing_key(path text, signing_key text DEFAULT NULL, overlap interval DEFAULT '22 days',
+										  signing_key_file text DEFAULT NULL,
 										  OUT key_id uuid, OUT signing_key text)
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE sql VOLATILE
 BEGIN ATOMIC
-	SELECT r.key_id, r.generated_key FROM banked._rotate_signing_key(path, signing_key, overlap) AS r;
+	SELECT r.key_id, r.generated_key
+	FROM banked._rotate_signing_key(path, signing_key, banked._read_key_file(signing_key_file), overlap) AS r;
 END;
-COMMENT ON FUNCTION banked.rotate_signing_key(text, text, interval) IS
-	'gives an endpoint one more key (none passed in: a new one, which is returned this once); older keys stay valid for the overlap, which must outlast the retries of deliveries signed with them; 22023: unusable argument; 42704: no such endpoint; 55000: it is retired';
+COMMENT ON FUNCTION banked.rotate_signing_key(text, text, interval, text) IS
+	'gives an endpoint one more key, passed or in a file of the server (neither: a new one, which is returned this once); older keys stay valid for the overlap, which must outlast the retries of deliveries signed with them; 22023: unusable argument; 42704: no such endpoint; 55000: it is retired; 42501: the file may not be read';
 
 CREATE FUNCTION banked.revoke_signing_key(key_id uuid)
 RETURNS void
@@ -1511,6 +1631,1001 @@ END
 $$;
 COMMENT ON FUNCTION banked.forget_signing_key(uuid) IS
 	'deletes a key that has ended; events signed with it can no longer be verified; 42704: no such key; 55000: it is still valid';
+
+CREATE FUNCTION banked.rotate_master_key(old_key_file text DEFAULT NULL)
+RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	changed bigint := 0;
+	secret record;
+	new_blob bytea;
+BEGIN
+	PERFORM banked.create_tables();
+	LOCK TABLE banked.key_secrets, banked.api_credentials IN SHARE ROW EXCLUSIVE MODE;
+	FOR secret IN
+		SELECT s.key_id, s.secret FROM banked.key_secrets AS s
+	LOOP
+		new_blob := banked._reseal(secret.secret, banked._key_context(secret.key_id), old_key_file);
+		IF new_blob IS NOT NULL THEN
+			UPDATE banked.key_secrets AS s SET secret = new_blob WHERE s.key_id = secret.key_id;
+			changed := changed + 1;
+		END IF;
+	END LOOP;
+	FOR secret IN
+		SELECT c.name, c.secret FROM banked.api_credentials AS c
+	LOOP
+		new_blob := banked._reseal(secret.secret, banked._credentials_context(secret.name), old_key_file);
+		IF new_blob IS NOT NULL THEN
+			UPDATE banked.api_credentials AS c SET secret = new_blob WHERE c.name = secret.name;
+			changed := changed + 1;
+		END IF;
+	END LOOP;
+	PERFORM banked._audit('rotate_master_key', jsonb_build_object('secrets', changed));
+	RETURN changed;
+END
+$$;
+COMMENT ON FUNCTION banked.rotate_master_key(text) IS
+	'encrypts all signing keys and API credentials under the key in banked_webhooks.master_key_file, those that are clear and those that are encrypted under the key in old_key_file; returns how many were changed; all or none; 55000: no master key is set, or a secret is encrypted under another one; F0000: a file is unusable; XX001: a secret is damaged';
+
+
+--
+-- Banked's management API
+--
+-- These functions belong to a superuser and wait for the network.  They take
+-- no lock that anybody else could wait for before they are done with it: what
+-- they remember is written last.
+--
+
+CREATE FUNCTION banked._check_https_url(name text, url text)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF url IS NULL OR NOT banked._check_base_url(url) OR octet_length(url) > 2048 THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = format('%s must be an https URL', name),
+			DETAIL = 'It begins with https:// and a host, and holds no user, space, query or fragment.';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._check_https_url(text, text) IS 'raises 22023 when an argument is no https URL';
+
+CREATE FUNCTION banked._check_api_secret(name text, value text)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	problem text := CASE
+		WHEN value IS NULL THEN 'It is null.'
+		WHEN value = '' THEN 'It is empty.'
+		WHEN octet_length(value) > 2048 THEN 'It is longer than 2048 bytes.'
+		WHEN value ~ '[^\x21-\x7e]' THEN 'It contains a space, a control character or a character outside ASCII.'
+		WHEN name = 'api_key' AND value ~ ':' THEN 'It contains a colon.'
+	END;
+BEGIN
+	IF problem IS NOT NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = format('invalid %s', name),
+			DETAIL = problem;
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._check_api_secret(text, text) IS
+	'raises 22023, without the text, when it cannot be a part of API credentials';
+
+CREATE FUNCTION banked._set_api_credentials(name text, api_key text, secret_key text, key_from_file text,
+											auth text, scope text, base_url text, api_version text)
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	version text := lower(api_version);
+BEGIN
+	IF name IS NULL OR name !~ '^[A-Za-z0-9_.-]{1,63}$' THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'invalid name of API credentials',
+			DETAIL = 'A name is 1 to 63 letters, digits, "_", "." and "-".';
+	END IF;
+	IF secret_key IS NOT NULL AND key_from_file IS NOT NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'secret_key and secret_key_file exclude each other';
+	END IF;
+	PERFORM banked._check_api_secret('api_key', api_key);
+	PERFORM banked._check_api_secret('secret_key', coalesce(secret_key, key_from_file));
+	IF auth IS NULL OR auth NOT IN ('basic', 'oauth') THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'auth must be basic or oauth';
+	END IF;
+	IF scope IS NOT NULL AND (auth = 'basic' OR scope !~ '^[\x21-\x7e]+( [\x21-\x7e]+)*$' OR octet_length(scope) > 1024) THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'invalid scope',
+			DETAIL = 'A scope is words with single spaces between them, and goes with auth oauth.';
+	END IF;
+	IF base_url IS NOT NULL THEN
+		PERFORM banked._check_https_url('base_url', base_url);
+	END IF;
+	IF version IS NOT NULL THEN
+		version := CASE version WHEN '2' THEN 'v2' WHEN '3' THEN 'v3' ELSE version END;
+		IF version NOT IN ('v2', 'v3') THEN
+			RAISE EXCEPTION USING
+				ERRCODE = 'invalid_parameter_value',
+				MESSAGE = 'api_version must be v2 or v3';
+		END IF;
+	END IF;
+
+	PERFORM banked.create_tables();
+	INSERT INTO banked.api_credentials AS c (name, auth, scope, base_url, api_version, secret)
+	VALUES (name, auth, scope, base_url, version,
+			banked._seal(api_key || ':' || coalesce(secret_key, key_from_file), banked._credentials_context(name)))
+	ON CONFLICT ON CONSTRAINT api_credentials_pkey DO UPDATE
+	SET auth = excluded.auth, scope = excluded.scope, base_url = excluded.base_url,
+		api_version = excluded.api_version, secret = excluded.secret, changed_at = now();
+	PERFORM banked._audit('set_api_credentials', jsonb_build_object(
+		'name', name, 'auth', auth, 'scope', scope, 'base_url', base_url, 'api_version', version));
+END
+$$;
+COMMENT ON FUNCTION banked._set_api_credentials(text, text, text, text, text, text, text, text) IS
+	'set_api_credentials() behind the reading of the file';
+
+-- Not SECURITY DEFINER: the file is read with the rights of the caller.
+CREATE FUNCTION banked.set_api_credentials(name text DEFAULT 'default', api_key text DEFAULT NULL, secret_key text DEFAULT NULL,
+										   secret_key_file text DEFAULT NULL, auth text DEFAULT 'basic', scope text DEFAULT NULL,
+										   base_url text DEFAULT NULL, api_version text DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+	PERFORM banked._set_api_credentials(name, api_key, secret_key, banked._read_key_file(secret_key_file),
+										auth, scope, base_url, api_version);
+END
+$$;
+COMMENT ON FUNCTION banked.set_api_credentials(text, text, text, text, text, text, text, text) IS
+	'stores, in place of those of the name, what Banked''s console shows as API key and secret key (or the server''s file that holds the latter); auth basic, or oauth with a scope; base_url and api_version (v2, v3) instead of the settings; 22023: unusable argument; 42501: the file may not be read';
+
+CREATE FUNCTION banked.drop_api_credentials(name text)
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	PERFORM banked.create_tables();
+	DELETE FROM banked.api_credentials AS c WHERE c.name = drop_api_credentials.name;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'undefined_object',
+			MESSAGE = format('API credentials %s do not exist', coalesce('"' || name || '"', 'null'));
+	END IF;
+	PERFORM banked._audit('drop_api_credentials', jsonb_build_object('name', name));
+END
+$$;
+COMMENT ON FUNCTION banked.drop_api_credentials(text) IS 'forgets API credentials; 42704: there are none of that name';
+
+/*
+ * Banked does not document its answers: what a webhook is called in them is
+ * looked for under the names that are usual, and the rest is handed on as it is, but
+ * for secrets.
+ */
+CREATE FUNCTION banked._webhook_of(answer jsonb, OUT webhook_id text, OUT target_url text, OUT events text[], OUT webhook jsonb)
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF jsonb_typeof(answer) <> 'object' THEN
+		webhook := answer;
+		RETURN;
+	END IF;
+	webhook := coalesce(CASE WHEN NOT answer ? 'id' AND jsonb_typeof(answer -> 'webhook') = 'object' THEN answer -> 'webhook' END,
+						CASE WHEN NOT answer ? 'id' AND jsonb_typeof(answer -> 'data') = 'object' THEN answer -> 'data' END,
+						answer) - '{signature_key,signing_key,signing_secret,secret,secret_key}'::text[];
+	webhook_id := coalesce(webhook ->> 'id', webhook ->> 'webhook_id', webhook ->> 'uuid');
+	target_url := coalesce(webhook ->> 'target_url', webhook ->> 'url');
+	IF jsonb_typeof(webhook -> 'events') = 'array' THEN
+		events := ARRAY(SELECT CASE jsonb_typeof(e.event)
+								   WHEN 'string' THEN e.event #>> '{}'
+								   WHEN 'object' THEN coalesce(e.event ->> 'type', e.event ->> 'name', e.event ->> 'event')
+							   END
+						FROM jsonb_array_elements(webhook -> 'events') WITH ORDINALITY AS e (event, place)
+						ORDER BY e.place);
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._webhook_of(jsonb) IS 'what an answer of Banked''s says of one webhook, without secrets';
+
+CREATE FUNCTION banked._webhooks_of(answer jsonb)
+RETURNS TABLE (webhook_id text, target_url text, events text[], webhook jsonb)
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	list jsonb := CASE jsonb_typeof(answer)
+		WHEN 'array' THEN answer
+		WHEN 'object' THEN (SELECT answer -> k.name
+							FROM unnest('{webhooks,data,items,results}'::text[]) WITH ORDINALITY AS k (name, place)
+							WHERE jsonb_typeof(answer -> k.name) = 'array'
+							ORDER BY k.place
+							LIMIT 1)
+	END;
+BEGIN
+	IF answer IS NOT NULL AND list IS NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'WH005',
+			MESSAGE = 'Banked''s answer holds no list of webhooks',
+			HINT = 'The version of the API may be another one: see banked_webhooks.api_version.';
+	END IF;
+	RETURN QUERY
+		SELECT w.webhook_id, w.target_url, w.events, w.webhook
+		FROM jsonb_array_elements(list) WITH ORDINALITY AS e (element, place)
+			CROSS JOIN LATERAL banked._webhook_of(e.element) AS w
+		ORDER BY e.place;
+END
+$$;
+COMMENT ON FUNCTION banked._webhooks_of(jsonb) IS 'what an answer of Banked''s says of its webhooks; WH005: it holds no list';
+
+CREATE FUNCTION banked._check_webhook_id(id text)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	-- It becomes a part of a URL.
+	IF id IS NULL OR id !~ '^[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,254}$' THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'invalid id of a webhook';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._check_webhook_id(text) IS 'raises 22023 when a text cannot be an id that Banked gave';
+
+CREATE FUNCTION banked._check_webhook_events(events text[])
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	PERFORM banked._check_events(events);
+	IF EXISTS (SELECT FROM unnest(events) AS e (type) WHERE e.type ~ '\*') THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'invalid list of event types',
+			DETAIL = 'Banked knows no patterns.';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._check_webhook_events(text[]) IS 'raises 22023 when an array cannot be the event types of a webhook at Banked';
+
+CREATE FUNCTION banked.api_list_webhooks(credentials text DEFAULT 'default')
+RETURNS TABLE (webhook_id text, url text, event_types text[], webhook jsonb)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	PERFORM banked._check_owners();
+	RETURN QUERY SELECT w.webhook_id, w.target_url, w.events, w.webhook
+		FROM banked._webhooks_of(banked._api_call(credentials, 'GET', '/webhooks', NULL, NULL, NULL)) AS w;
+END
+$$;
+COMMENT ON FUNCTION banked.api_list_webhooks(text) IS
+	'the webhooks that Banked has for these credentials; webhook is its answer, without secrets; 42704: no such credentials; 55000: they are encrypted under a master key that is not there; WH...: the call failed (each class of failure has its own SQLSTATE)';
+
+CREATE FUNCTION banked.api_create_webhook(target_url text, signature_key text, events text[], credentials text DEFAULT 'default')
+RETURNS TABLE (webhook_id text, url text, event_types text[], webhook jsonb)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	PERFORM banked._check_owners();
+	PERFORM banked._check_https_url('target_url', target_url);
+	PERFORM banked._check_signing_key(coalesce(signature_key, ''));
+	PERFORM banked._check_webhook_events(coalesce(events, '{}'));
+	RETURN QUERY SELECT w.webhook_id, w.target_url, w.events, w.webhook
+		FROM banked._webhook_of(banked._api_call(credentials, 'POST', '/webhooks',
+			jsonb_build_object('target_url', api_create_webhook.target_url, 'events', api_create_webhook.events),
+			NULL, signature_key)) AS w;
+	PERFORM banked.create_tables();
+	PERFORM banked._audit('api_create_webhook', jsonb_build_object(
+		'credentials', credentials, 'target_url', api_create_webhook.target_url, 'events', api_create_webhook.events));
+END
+$$;
+COMMENT ON FUNCTION banked.api_create_webhook(text, text, text[], text) IS
+	'makes Banked send events of some types to a URL, signed with a key; payment and mandate types need separate webhooks; 22023: unusable argument; otherwise as api_list_webhooks()';
+
+CREATE FUNCTION banked.api_update_webhook(id text, target_url text DEFAULT NULL, signature_key text DEFAULT NULL,
+										  events text[] DEFAULT NULL, credentials text DEFAULT 'default')
+RETURNS TABLE (webhook_id text, url text, event_types text[], webhook jsonb)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	PERFORM banked._check_owners();
+	PERFORM banked._check_webhook_id(id);
+	IF num_nonnulls(target_url, signature_key, events) = 0 THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'nothing to update',
+			HINT = 'Pass target_url, signature_key or events.';
+	END IF;
+	IF target_url IS NOT NULL THEN
+		PERFORM banked._check_https_url('target_url', target_url);
+	END IF;
+	PERFORM banked._check_signing_key(signature_key);
+	PERFORM banked._check_webhook_events(events);
+	RETURN QUERY SELECT w.webhook_id, w.target_url, w.events, w.webhook
+		FROM banked._webhook_of(banked._api_call(credentials, 'PATCH', '/webhooks/' || id,
+			jsonb_strip_nulls(jsonb_build_object('target_url', api_update_webhook.target_url, 'events', api_update_webhook.events)),
+			NULL, signature_key)) AS w;
+	PERFORM banked.create_tables();
+	PERFORM banked._audit('api_update_webhook', jsonb_build_object(
+		'credentials', credentials, 'id', id, 'target_url', api_update_webhook.target_url, 'events', api_update_webhook.events,
+		'signature_key', CASE WHEN signature_key IS NOT NULL THEN 'changed' END));
+END
+$$;
+COMMENT ON FUNCTION banked.api_update_webhook(text, text, text, text[], text) IS
+	'changes what is passed of a webhook at Banked; 22023: unusable argument; WH404: Banked has no such webhook; otherwise as api_list_webhooks()';
+
+CREATE FUNCTION banked.api_delete_webhook(id text, credentials text DEFAULT 'default')
+RETURNS TABLE (webhook_id text, webhook jsonb)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	PERFORM banked._check_owners();
+	PERFORM banked._check_webhook_id(id);
+	RETURN QUERY SELECT id, w.webhook
+		FROM banked._webhook_of(banked._api_call(credentials, 'DELETE', '/webhooks/' || id, NULL, NULL, NULL)) AS w;
+	PERFORM banked.create_tables();
+	PERFORM banked._audit('api_delete_webhook', jsonb_build_object('credentials', credentials, 'id', id));
+END
+$$;
+COMMENT ON FUNCTION banked.api_delete_webhook(text, text) IS
+	'makes Banked forget a webhook; webhook is its answer, null when that is empty; 22023: unusable id; WH404: Banked has no such webhook; otherwise as api_list_webhooks()';
+
+
+--
+-- Publishing: Banked is made to deliver to an endpoint
+--
+
+CREATE FUNCTION banked._create_publication_table()
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF to_regclass('banked.published_webhooks') IS NULL THEN
+		CREATE TABLE banked.published_webhooks (
+			endpoint_id uuid NOT NULL REFERENCES banked.endpoints,
+			credentials text COLLATE "C",
+			kind text CHECK (kind IN ('payment', 'mandate')),
+			webhook_id text NOT NULL,
+			target_url text NOT NULL,
+			events text[] NOT NULL,
+			key_id uuid NOT NULL,
+			published_at timestamptz NOT NULL DEFAULT now(),
+			PRIMARY KEY (endpoint_id, credentials, kind)
+		);
+		COMMENT ON TABLE banked.published_webhooks IS
+			'what publish_endpoint() told Banked, and under which ids Banked keeps it';
+		COMMENT ON COLUMN banked.published_webhooks.credentials IS 'the API credentials it was published with';
+		COMMENT ON COLUMN banked.published_webhooks.kind IS
+			'mandate: types of mandates; payment: all others; Banked takes them in separate webhooks alone';
+		COMMENT ON COLUMN banked.published_webhooks.webhook_id IS 'the id that Banked gave';
+		COMMENT ON COLUMN banked.published_webhooks.key_id IS 'the signing key that Banked was told';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._create_publication_table() IS 'makes published_webhooks where it is missing';
+
+CREATE FUNCTION banked._known_event_types()
+RETURNS text[]
+LANGUAGE sql IMMUTABLE
+RETURN ARRAY['payment_initiated', 'payment_pending', 'payment_sent', 'payment_failed', 'payment_canceled',
+			 'mandate_pending', 'mandate_active', 'mandate_declined', 'mandate_suspended', 'mandate_cancelled',
+			 'mandate_expired', 'mandate_failed',
+			 'payout_pending', 'payout_sent', 'payout_failed', 'payout_canceled',
+			 'refund_pending', 'refund_sent', 'refund_failed', 'refund_canceled',
+			 'batch_payment_accepted', 'batch_payment_failed'];
+COMMENT ON FUNCTION banked._known_event_types() IS
+	'the event types that Banked documents: what patterns and "all" stand for when an endpoint is published';
+
+CREATE FUNCTION banked._webhook_kind(event_type text)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN CASE WHEN event_type LIKE 'mandate\_%' THEN 'mandate' ELSE 'payment' END;
+COMMENT ON FUNCTION banked._webhook_kind(text) IS 'in which of the two webhooks of an endpoint a type belongs';
+
+CREATE FUNCTION banked._wanted_webhooks(events text[])
+RETURNS TABLE (kind text, events text[])
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT banked._webhook_kind(t.type), array_agg(t.type ORDER BY t.place, t.type)
+	FROM (SELECT w.type, min(w.place) AS place
+		  FROM (SELECT k.type, k.place
+				FROM unnest(banked._known_event_types()) WITH ORDINALITY AS k (type, place)
+				WHERE $1 IS NULL
+					OR EXISTS (SELECT FROM unnest($1) AS f (filter)
+							   WHERE f.filter LIKE '%*' AND starts_with(k.type, rtrim(f.filter, '*')))
+				UNION ALL
+				SELECT f.filter, coalesce(array_position(banked._known_event_types(), f.filter), 1000)
+				FROM unnest($1) AS f (filter)
+				WHERE f.filter NOT LIKE '%*') AS w (type, place)
+		  GROUP BY w.type) AS t
+	GROUP BY 1
+	ORDER BY 1 DESC
+$$;
+COMMENT ON FUNCTION banked._wanted_webhooks(text[]) IS
+	'the webhooks that an endpoint with these event types needs at Banked: patterns are spelt out';
+
+CREATE FUNCTION banked._signing_key_to_publish(endpoint_id uuid, OUT key_id uuid, OUT is_committed boolean)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT k.key_id, NOT banked._is_own_transaction(s.xmin)
+	FROM banked.signing_keys AS k JOIN banked.key_secrets AS s ON s.key_id = k.key_id
+	WHERE k.endpoint_id = $1 AND (k.valid_until IS NULL OR k.valid_until > now())
+	ORDER BY k.valid_until DESC NULLS FIRST, k.valid_from DESC
+	LIMIT 1
+$$;
+COMMENT ON FUNCTION banked._signing_key_to_publish(uuid) IS
+	'the key of an endpoint that stays valid for longest, and whether the transaction that made it is committed';
+
+CREATE FUNCTION banked._find_publishable(path text, OUT endpoint_id uuid, OUT state text, OUT events text[])
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	PERFORM banked._check_owners();
+	IF path IS NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'path must not be null';
+	END IF;
+	-- Its lock would be held as long as the network takes.
+	IF to_regclass('banked.published_webhooks') IS NULL THEN
+		PERFORM banked.create_tables();
+	END IF;
+	SELECT e.endpoint_id, e.state, e.events INTO endpoint_id, state, events
+	FROM banked.endpoints AS e WHERE e.path = _find_publishable.path;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'undefined_object',
+			MESSAGE = format('endpoint "%s" does not exist', path);
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._find_publishable(text) IS
+	'the endpoint of a path, not locked; 42704: there is none; 22023: path is null';
+
+/*
+ * Two sessions that publish one endpoint would make two webhooks: the second
+ * fails at once.  Nobody else can take this lock, and nobody but
+ * rotate_master_key() waits for it.
+ */
+CREATE FUNCTION banked._claim_publication()
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	LOCK TABLE banked.api_credentials IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
+EXCEPTION
+	WHEN lock_not_available THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'lock_not_available',
+			MESSAGE = 'another session is publishing or unpublishing an endpoint',
+			HINT = 'Try again when its transaction has ended.';
+END
+$$;
+COMMENT ON FUNCTION banked._claim_publication() IS
+	'keeps others from publishing until the end of the transaction; 55P03: somebody does';
+
+/*
+ * What is at Banked decides, not what is remembered: a call that failed in the middle
+ * may have made webhooks that nobody could remember.  So the list is read
+ * first, webhooks are recognized by their id or by this very URL, and what is
+ * right already is left as it is.
+ */
+CREATE FUNCTION banked.publish_endpoint(path text, public_url text DEFAULT NULL, credentials text DEFAULT 'default')
+RETURNS TABLE (kind text, action text, webhook_id text, url text, event_types text[])
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	endpoint record;
+	key record;
+	wanted record;
+	remembered record;
+	present jsonb;
+	found_id text;
+	match record;
+	answer record;
+	taken text[] := '{}';
+	done jsonb[] := '{}';
+	forgotten text[] := '{}';
+BEGIN
+	IF public_url IS NOT NULL THEN
+		PERFORM banked._check_https_url('public_url', public_url);
+	END IF;
+	SELECT e.endpoint_id, e.state, e.events INTO STRICT endpoint FROM banked._find_publishable(path) AS e;
+	IF endpoint.state <> 'active' THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = format('endpoint "%s" is %s', path, endpoint.state);
+	END IF;
+	IF NOT EXISTS (SELECT FROM banked._wanted_webhooks(endpoint.events)) THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = format('endpoint "%s" wants no event type that Banked documents', path),
+			DETAIL = 'Its patterns fit none of them.';
+	END IF;
+	SELECT k.key_id, k.is_committed INTO key FROM banked._signing_key_to_publish(endpoint.endpoint_id) AS k;
+	IF key.key_id IS NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = format('endpoint "%s" has no valid signing key', path),
+			HINT = 'Run SELECT banked.rotate_signing_key() and commit.';
+	END IF;
+	IF NOT key.is_committed THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = format('the signing key of endpoint "%s" is not committed yet', path),
+			DETAIL = 'If this transaction were rolled back, Banked would sign with a key that nobody has.',
+			HINT = 'Commit, then run SELECT banked.publish_endpoint() again.';
+	END IF;
+	PERFORM banked._claim_publication();
+	IF public_url IS NULL THEN
+		SELECT p.target_url INTO public_url FROM banked.published_webhooks AS p
+		WHERE p.endpoint_id = endpoint.endpoint_id AND p.credentials = publish_endpoint.credentials
+		ORDER BY p.published_at DESC LIMIT 1;
+		IF NOT FOUND THEN
+			RAISE EXCEPTION USING
+				ERRCODE = 'invalid_parameter_value',
+				MESSAGE = 'public_url is needed when an endpoint is published for the first time',
+				HINT = format('It is the https URL at which Banked reaches path "%s" of this server.', path);
+		END IF;
+	END IF;
+
+	present := (SELECT coalesce(jsonb_agg(to_jsonb(w)), '[]')
+				FROM banked._webhooks_of(banked._api_call(credentials, 'GET', '/webhooks', NULL, NULL, NULL)) AS w);
+	taken := ARRAY(SELECT p.webhook_id FROM banked.published_webhooks AS p
+				   WHERE NOT (p.endpoint_id = endpoint.endpoint_id AND p.credentials = publish_endpoint.credentials));
+
+	FOR wanted IN SELECT w.kind, w.events FROM banked._wanted_webhooks(endpoint.events) AS w LOOP
+		SELECT p.webhook_id, p.target_url, p.events, p.key_id INTO remembered
+		FROM banked.published_webhooks AS p
+		WHERE p.endpoint_id = endpoint.endpoint_id AND p.credentials = publish_endpoint.credentials AND p.kind = wanted.kind;
+
+		-- The one that is remembered, else one for this URL, with types of this kind or none that are told.
+		SELECT w.webhook_id, w.target_url, w.events INTO match
+		FROM jsonb_to_recordset(present) AS w (webhook_id text, target_url text, events text[])
+		WHERE w.webhook_id IS NOT NULL AND w.webhook_id <> ALL (taken)
+			AND (w.webhook_id = remembered.webhook_id
+				 OR (w.target_url = public_url
+					 AND NOT EXISTS (SELECT FROM banked.published_webhooks AS p
+									 WHERE p.endpoint_id = endpoint.endpoint_id AND p.webhook_id = w.webhook_id AND p.kind <> wanted.kind)
+					 AND (w.events IS NULL OR w.events = '{}'
+						  OR EXISTS (SELECT FROM unnest(w.events) AS e (type) WHERE banked._webhook_kind(e.type) = wanted.kind))))
+		ORDER BY (w.webhook_id = remembered.webhook_id) DESC NULLS LAST
+		LIMIT 1;
+		found_id := match.webhook_id;
+
+		IF found_id IS NULL THEN
+			SELECT w.webhook_id INTO found_id
+			FROM banked._webhook_of(banked._api_call(credentials, 'POST', '/webhooks',
+				jsonb_build_object('target_url', public_url, 'events', wanted.events), key.key_id, NULL)) AS w;
+			IF found_id IS NULL THEN
+				-- Its answer does not tell; the list does.
+				SELECT w.webhook_id INTO found_id
+				FROM banked._webhooks_of(banked._api_call(credentials, 'GET', '/webhooks', NULL, NULL, NULL)) AS w
+				WHERE w.target_url = public_url AND w.webhook_id IS NOT NULL AND w.webhook_id <> ALL (taken)
+					AND NOT EXISTS (SELECT FROM jsonb_array_elements(present) AS b (webhook) WHERE b.webhook ->> 'webhook_id' = w.webhook_id)
+				LIMIT 1;
+			END IF;
+			IF found_id IS NULL THEN
+				RAISE EXCEPTION USING
+					ERRCODE = 'WH005',
+					MESSAGE = 'Banked does not tell the id of the webhook that it has made',
+					HINT = 'See SELECT * FROM banked.api_list_webhooks().';
+			END IF;
+			action := 'created';
+		ELSIF remembered.webhook_id = found_id AND remembered.key_id = key.key_id
+			AND remembered.target_url = public_url AND coalesce(match.target_url, public_url) = public_url
+			AND remembered.events = wanted.events
+			AND (match.events IS NULL OR (match.events @> wanted.events AND match.events <@ wanted.events)) THEN
+			action := 'unchanged';
+		ELSE
+			PERFORM banked._check_webhook_id(found_id);
+			PERFORM banked._api_call(credentials, 'PATCH', '/webhooks/' || found_id,
+				jsonb_build_object('target_url', public_url, 'events', wanted.events), key.key_id, NULL);
+			action := 'updated';
+		END IF;
+		taken := taken || found_id;
+		done := done || jsonb_build_object('kind', wanted.kind, 'action', action, 'webhook_id', found_id, 'events', wanted.events);
+	END LOOP;
+
+	-- Webhooks of a kind that is not wanted any more.
+	FOR remembered IN
+		SELECT p.kind, p.webhook_id, p.events FROM banked.published_webhooks AS p
+		WHERE p.endpoint_id = endpoint.endpoint_id AND p.credentials = publish_endpoint.credentials
+			AND NOT EXISTS (SELECT FROM unnest(done) AS d (webhook) WHERE d.webhook ->> 'kind' = p.kind)
+	LOOP
+		PERFORM banked._delete_webhook(remembered.webhook_id, credentials);
+		forgotten := forgotten || remembered.kind;
+		done := done || jsonb_build_object('kind', remembered.kind, 'action', 'deleted', 'webhook_id', remembered.webhook_id, 'events', remembered.events);
+	END LOOP;
+
+	DELETE FROM banked.published_webhooks AS p
+	WHERE p.endpoint_id = endpoint.endpoint_id AND p.credentials = publish_endpoint.credentials AND p.kind = ANY (forgotten);
+	INSERT INTO banked.published_webhooks AS p (endpoint_id, credentials, kind, webhook_id, target_url, events, key_id)
+	SELECT endpoint.endpoint_id, publish_endpoint.credentials, d.kind, d.webhook_id, public_url, d.events, key.key_id
+	FROM unnest(done) AS u (webhook)
+		CROSS JOIN LATERAL jsonb_to_record(u.webhook) AS d (kind text, action text, webhook_id text, events text[])
+	WHERE d.action <> 'deleted'
+	ON CONFLICT ON CONSTRAINT published_webhooks_pkey DO UPDATE
+	SET webhook_id = excluded.webhook_id, target_url = excluded.target_url, events = excluded.events,
+		key_id = excluded.key_id, published_at = excluded.published_at
+	WHERE (p.webhook_id, p.target_url, p.events, p.key_id)
+		IS DISTINCT FROM (excluded.webhook_id, excluded.target_url, excluded.events, excluded.key_id);
+	PERFORM banked._audit('publish_endpoint', jsonb_build_object(
+		'path', path, 'endpoint_id', endpoint.endpoint_id, 'credentials', credentials, 'public_url', public_url,
+		'key_id', key.key_id, 'webhooks', to_jsonb(done)));
+	RETURN QUERY SELECT d.kind, d.action, d.webhook_id, public_url, d.events
+		FROM unnest(done) WITH ORDINALITY AS u (webhook, place)
+			CROSS JOIN LATERAL jsonb_to_record(u.webhook) AS d (kind text, action text, webhook_id text, events text[])
+		ORDER BY u.place;
+END
+$$;
+COMMENT ON FUNCTION banked.publish_endpoint(text, text, text) IS
+	'makes Banked deliver the endpoint''s event types to the https URL that leads to it, signed with its newest key: makes the webhooks, or brings those that are there for this URL up to date; calling again completes what failed in the middle; without public_url the one of before; 22023: unusable argument; 42704: no such endpoint or credentials; 55000: the endpoint is not active, or its key is not committed yet or not readable; 55P03: another session is at it; WH...: the call failed';
+
+CREATE FUNCTION banked._delete_webhook(webhook_id text, credentials text)
+RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	PERFORM banked._check_webhook_id(webhook_id);
+	PERFORM banked._api_call(credentials, 'DELETE', '/webhooks/' || webhook_id, NULL, NULL, NULL);
+	RETURN true;
+EXCEPTION
+	WHEN SQLSTATE 'WH404' THEN
+		RETURN false;
+END
+$$;
+COMMENT ON FUNCTION banked._delete_webhook(text, text) IS 'deletes a webhook at Banked; false when Banked has none of that id';
+
+CREATE FUNCTION banked.unpublish_endpoint(path text, retire boolean DEFAULT false, credentials text DEFAULT 'default')
+RETURNS TABLE (kind text, action text, webhook_id text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	endpoint record;
+	doomed record;
+	deleted text[] := '{}';
+BEGIN
+	IF credentials IS NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'credentials must not be null';
+	END IF;
+	SELECT e.endpoint_id, e.state INTO STRICT endpoint FROM banked._find_publishable(path) AS e;
+	PERFORM banked._claim_publication();
+
+	-- Those that are remembered, and what a call that failed has left at Banked for the same URL.
+	FOR doomed IN
+		SELECT w.kind, w.webhook_id
+		FROM (SELECT p.kind, p.webhook_id, 1 AS place FROM banked.published_webhooks AS p
+			  WHERE p.endpoint_id = endpoint.endpoint_id AND p.credentials = unpublish_endpoint.credentials
+			  UNION ALL
+			  SELECT NULL, l.webhook_id, 2
+			  FROM banked._webhooks_of(banked._api_call(credentials, 'GET', '/webhooks', NULL, NULL, NULL)) AS l
+			  WHERE l.target_url IN (SELECT p.target_url FROM banked.published_webhooks AS p
+									 WHERE p.endpoint_id = endpoint.endpoint_id AND p.credentials = unpublish_endpoint.credentials)
+				AND l.webhook_id IS NOT NULL
+				AND NOT EXISTS (SELECT FROM banked.published_webhooks AS p WHERE p.webhook_id = l.webhook_id)) AS w
+		ORDER BY w.place, w.kind
+	LOOP
+		kind := doomed.kind;
+		webhook_id := doomed.webhook_id;
+		action := CASE WHEN banked._delete_webhook(doomed.webhook_id, credentials) THEN 'deleted' ELSE 'was gone' END;
+		deleted := deleted || doomed.webhook_id;
+		RETURN NEXT;
+	END LOOP;
+
+	DELETE FROM banked.published_webhooks AS p
+	WHERE p.endpoint_id = endpoint.endpoint_id AND p.credentials = unpublish_endpoint.credentials;
+	PERFORM banked._audit('unpublish_endpoint', jsonb_build_object(
+		'path', path, 'endpoint_id', endpoint.endpoint_id, 'credentials', credentials, 'webhooks', to_jsonb(deleted)));
+	IF retire THEN
+		PERFORM banked._set_endpoint_state('retire_endpoint', path, 'retired');
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked.unpublish_endpoint(text, boolean, text) IS
+	'deletes at Banked what publish_endpoint() made there, and retires the path here on request; calling again completes what failed in the middle; 42704: no such endpoint or credentials; 55P03: another session is at it; WH...: the call failed';
+
+CREATE FUNCTION banked.endpoint_drift(credentials text DEFAULT 'default')
+RETURNS TABLE (path text, kind text, webhook_id text, problem text, here jsonb, at_banked jsonb)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	present jsonb;
+BEGIN
+	PERFORM banked._check_owners();
+	IF to_regclass('banked.published_webhooks') IS NULL THEN
+		PERFORM banked.create_tables();
+	END IF;
+	present := (SELECT coalesce(jsonb_agg(to_jsonb(w)), '[]')
+				FROM banked._webhooks_of(banked._api_call(credentials, 'GET', '/webhooks', NULL, NULL, NULL)) AS w);
+	RETURN QUERY
+		WITH there AS MATERIALIZED (
+			SELECT w.webhook_id, w.target_url, w.events, w.webhook
+			FROM jsonb_to_recordset(present) AS w (webhook_id text, target_url text, events text[], webhook jsonb)
+		), published AS MATERIALIZED (
+			SELECT e.path, e.state, p.kind, p.webhook_id, p.target_url, p.key_id, w.events AS wanted,
+				   t.webhook_id IS NOT NULL AS is_there, t.target_url AS their_url, t.events AS their_events,
+				   k.key_id AS newest_key
+			FROM banked.published_webhooks AS p
+				JOIN banked.endpoints AS e ON e.endpoint_id = p.endpoint_id
+				LEFT JOIN there AS t ON t.webhook_id = p.webhook_id
+				LEFT JOIN LATERAL banked._wanted_webhooks(e.events) AS w ON w.kind = p.kind
+				LEFT JOIN LATERAL banked._signing_key_to_publish(e.endpoint_id) AS k ON true
+			WHERE p.credentials = endpoint_drift.credentials
+		)
+		SELECT p.path, p.kind, p.webhook_id, d.problem, d.here, d.at_banked
+		FROM published AS p
+			CROSS JOIN LATERAL (VALUES
+				(p.state <> 'active', 'endpoint is not active', to_jsonb(p.state), NULL),
+				(NOT p.is_there, 'webhook is missing', to_jsonb(p.target_url), NULL),
+				(p.their_url <> p.target_url, 'url differs', to_jsonb(p.target_url), to_jsonb(p.their_url)),
+				(p.wanted IS NULL OR NOT (p.their_events @> p.wanted AND p.their_events <@ p.wanted),
+				 'event types differ', to_jsonb(p.wanted), to_jsonb(p.their_events)),
+				(p.newest_key IS DISTINCT FROM p.key_id, 'signing key differs', to_jsonb(p.newest_key), to_jsonb(p.key_id))
+			) AS d (applies, problem, here, at_banked)
+		WHERE d.applies
+		UNION ALL
+		SELECT e.path, w.kind, NULL, 'webhook is not published', to_jsonb(w.events), NULL
+		FROM banked.endpoints AS e CROSS JOIN LATERAL banked._wanted_webhooks(e.events) AS w
+		WHERE e.state = 'active'
+			AND EXISTS (SELECT FROM banked.published_webhooks AS p
+						WHERE p.endpoint_id = e.endpoint_id AND p.credentials = endpoint_drift.credentials)
+			AND NOT EXISTS (SELECT FROM banked.published_webhooks AS p
+							WHERE p.endpoint_id = e.endpoint_id AND p.credentials = endpoint_drift.credentials AND p.kind = w.kind)
+		UNION ALL
+		SELECT e.path, NULL, NULL, 'endpoint is not published', NULL, NULL
+		FROM banked.endpoints AS e
+		WHERE e.state = 'active' AND NOT EXISTS (SELECT FROM banked.published_webhooks AS p WHERE p.endpoint_id = e.endpoint_id)
+		UNION ALL
+		SELECT (SELECT min(p.path) FROM published AS p WHERE p.target_url = t.target_url), NULL, t.webhook_id,
+			   'webhook is not from here', NULL, t.webhook
+		FROM there AS t
+		WHERE NOT EXISTS (SELECT FROM banked.published_webhooks AS p WHERE p.webhook_id = t.webhook_id)
+		ORDER BY 1 NULLS LAST, 2 NULLS LAST, 4, 3;
+END
+$$;
+COMMENT ON FUNCTION banked.endpoint_drift(text) IS
+	'compares what Banked has under these credentials with what is registered here: a row for each difference, none when all is as it should be; the key that Banked signs with is the one that it was told last; otherwise as api_list_webhooks()';
+
+
+--
+-- Test events
+--
+
+CREATE FUNCTION banked._test_body(event_type text, version text, overrides jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	parts text[] := regexp_match(event_type, '^(batch_payment|[a-z]+)_([a-z]+)$');
+	resource text := parts[1];
+	id text := gen_random_uuid();
+	at text := to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC';
+	body jsonb;
+	data jsonb;
+BEGIN
+	IF parts IS NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = format('no test event of type %s can be made', quote_nullable(event_type)),
+			DETAIL = 'A type is a resource and a state, such as payment_sent.';
+	END IF;
+	data := jsonb_build_object('amount', 1050, 'currency', 'GBP', 'reference', 'TEST-' || upper(left(id, 8)), 'end_to_end_id', NULL,
+							   'payee', jsonb_build_object('name', 'Example Shop', 'account_number', '12345678', 'sort_code', '123456'));
+	CASE resource
+		WHEN 'mandate' THEN
+			data := data - '{amount,end_to_end_id}'::text[] || jsonb_build_object('maximum_amount', 5000, 'frequency', 'monthly');
+		WHEN 'batch_payment' THEN
+			data := data - '{end_to_end_id,payee}'::text[] || jsonb_build_object('number_of_payments', 3, 'amount', 3150);
+		WHEN 'refund' THEN
+			data := data || jsonb_build_object('payment_id', gen_random_uuid(), 'amount', 500);
+		WHEN 'payment' THEN
+			data := data || jsonb_build_object('payer', jsonb_build_object('name', 'Example Customer', 'account_number', '87654321', 'sort_code', '654321'),
+				'line_items', jsonb_build_array(jsonb_build_object('name', 'Candle', 'description', NULL, 'amount', 1050, 'currency', 'GBP', 'quantity', 1)));
+		ELSE
+			NULL;
+	END CASE;
+
+	IF version = 'v2' THEN
+		body := data || jsonb_build_object(
+			'id', id, 'webhook_event', event_type, 'webhook_type', CASE resource WHEN 'payment' THEN 'payment_session' ELSE resource END,
+			'state', parts[2], 'created_at', at, 'sent_at', CASE parts[2] WHEN 'sent' THEN at END)
+			|| overrides || jsonb_build_object('live', false);
+		IF resource = 'mandate' THEN
+			body := body || jsonb_build_object('mode', 'test');
+		END IF;
+	ELSE
+		data := data || jsonb_build_object(
+			'id', gen_random_uuid(), 'created_at', to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+			'status_details', jsonb_build_object('status', upper(parts[2])));
+		body := jsonb_build_object('id', id, 'type', event_type, 'version', 'v3', 'data_version', 3) || overrides;
+		IF jsonb_typeof(overrides -> 'data') IS DISTINCT FROM 'object' THEN
+			overrides := overrides || '{"data": {}}';
+		END IF;
+		body := body || jsonb_build_object('data', data || (overrides -> 'data') || jsonb_build_object('live', false));
+	END IF;
+	RETURN body || jsonb_build_object('banked_webhooks_test', true);
+END
+$$;
+COMMENT ON FUNCTION banked._test_body(text, text, jsonb) IS
+	'a body as Banked sends it for an event type, marked as a test; members of overrides replace the usual ones, in v3 those of its data too; 22023: no body can be made for the type';
+
+CREATE FUNCTION banked._listener_url()
+RETURNS text
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	address text;
+	port bigint;
+BEGIN
+	SELECT trim(BOTH ' "' FROM split_part(r.addresses, ',', 1)), r.port INTO address, port
+	FROM banked.receivers AS r
+	WHERE r.port IS NOT NULL AND r.addresses <> ''
+	ORDER BY r.receiver
+	LIMIT 1;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = 'no receiver of this database listens',
+			HINT = 'See SELECT * FROM banked.receivers and the server''s log.';
+	END IF;
+	address := CASE WHEN address IN ('*', '0.0.0.0') THEN '127.0.0.1' WHEN address = '::' THEN '::1' ELSE address END;
+	RETURN format(CASE WHEN address ~ ':' THEN 'http://[%s]:%s' ELSE 'http://%s:%s' END, address, port);
+END
+$$;
+COMMENT ON FUNCTION banked._listener_url() IS 'where a receiver of this database listens; 55000: none does';
+
+/*
+ * The receiver stores the event in a transaction of its own: what it stored
+ * is looked up by statements with snapshots of their own, which a transaction
+ * in REPEATABLE READ has not.
+ */
+CREATE FUNCTION banked.send_test_event(path text, event_type text, overrides jsonb DEFAULT '{}', version text DEFAULT NULL,
+									   base_url text DEFAULT NULL,
+									   OUT status int, OUT answer text, OUT elapsed interval, OUT event_id text,
+									   OUT outcome text, OUT reason text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	endpoint record;
+	key record;
+	secret bytea;
+	test_body bytea;
+	content jsonb;
+BEGIN
+	version := lower(coalesce(version, current_setting('banked_webhooks.api_version')));
+	version := CASE version WHEN '2' THEN 'v2' WHEN '3' THEN 'v3' ELSE version END;
+	IF version NOT IN ('v2', 'v3') THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'version must be v2 or v3';
+	END IF;
+	IF jsonb_typeof(overrides) IS DISTINCT FROM 'object' THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'overrides must be a JSON object';
+	END IF;
+	IF base_url IS NOT NULL THEN
+		PERFORM banked._check_https_url('base_url', base_url);
+	END IF;
+	content := banked._test_body(event_type, version, overrides);
+	SELECT e.endpoint_id, e.state INTO STRICT endpoint FROM banked._find_publishable(path) AS e;
+	SELECT k.key_id, k.is_committed INTO key FROM banked._signing_key_to_publish(endpoint.endpoint_id) AS k;
+	IF key.key_id IS NULL OR NOT key.is_committed THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = CASE WHEN key.key_id IS NULL THEN format('endpoint "%s" has no valid signing key', path)
+						   ELSE format('the signing key of endpoint "%s" is not committed yet', path) END;
+	END IF;
+	SELECT s.secret INTO STRICT secret FROM banked.key_secrets AS s WHERE s.key_id = key.key_id;
+	test_body := convert_to(content::text, 'UTF8');
+	event_id := content ->> 'id';
+
+	SELECT p.status, p.answer, p.elapsed INTO STRICT status, answer, elapsed
+	FROM banked._post_delivery(
+		rtrim(coalesce(base_url, banked._listener_url()), '/') || path,
+		banked._sign_with(secret, banked._key_context(key.key_id), test_body, floor(extract(epoch FROM clock_timestamp()))::bigint),
+		test_body) AS p;
+
+	outcome := CASE
+		WHEN EXISTS (SELECT FROM banked.events AS e
+					 WHERE e.event_id = content ->> 'id' AND e.body_sha256 = sha256(test_body)) THEN 'stored'
+		WHEN EXISTS (SELECT FROM banked.event_revisions AS r
+					 WHERE r.event_id = content ->> 'id' AND r.body_sha256 = sha256(test_body)) THEN 'changed'
+	END;
+	IF outcome IS NULL THEN
+		SELECT 'quarantined', concat_ws(': ', q.reason, q.message) INTO outcome, reason
+		FROM banked.quarantine AS q
+		WHERE q.endpoint_id = endpoint.endpoint_id AND q.body_sha256 = sha256(test_body);
+	END IF;
+	outcome := coalesce(outcome, CASE
+		WHEN status = 200 AND current_setting('transaction_isolation') = 'read committed' THEN 'unwanted'
+		WHEN status = 503 THEN 'unavailable'
+		WHEN status <> 200 THEN 'rejected'
+	END);
+	PERFORM banked._audit('send_test_event', jsonb_build_object(
+		'path', path, 'event_type', event_type, 'event_id', event_id, 'status', status, 'outcome', outcome));
+END
+$$;
+COMMENT ON FUNCTION banked.send_test_event(text, text, jsonb, text, text) IS
+	'signs a realistic event with the endpoint''s key and delivers it over HTTP to the receiver of this database, or by base_url as Banked would; the event is marked as a test (events.test) and not live; members of overrides replace the usual ones; version v2 or v3 of the body, or banked_webhooks.api_version; outcome as of receive(), reason of quarantine; 22023: unusable argument; 42704: no such endpoint; 55000: nothing listens, or no key that is committed; WH...: no answer';
+
+CREATE FUNCTION banked._is_test_body(body bytea)
+RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	RETURN coalesce(convert_from(body, 'UTF8')::jsonb @> '{"banked_webhooks_test": true}', false);
+EXCEPTION
+	WHEN data_exception OR program_limit_exceeded OR statement_too_complex THEN
+		RETURN false;
+END
+$$;
+COMMENT ON FUNCTION banked._is_test_body(bytea) IS 'whether a body is one of send_test_event()';
+
+-- A user's trigger would run with the rights of the extension's owner: there must be none.
+CREATE FUNCTION banked._check_no_delete_triggers(relation regclass)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	trigger_name name;
+BEGIN
+	SELECT t.tgname INTO trigger_name FROM pg_trigger AS t
+	WHERE t.tgrelid = relation AND NOT t.tgisinternal AND t.tgtype & 8 <> 0 AND t.tgenabled <> 'D'
+	LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = format('table "%s" has a trigger for DELETE, "%s"', relation, trigger_name),
+			DETAIL = 'It would run with the rights of a superuser.',
+			HINT = 'Drop it, or disable it for the time being.';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._check_no_delete_triggers(regclass) IS 'raises 55000 when deleting from a table would run code of a user';
+
+CREATE FUNCTION banked.purge_test_events()
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	removed bigint := 0;
+	count bigint;
+BEGIN
+	PERFORM banked.create_tables();
+	-- No trigger can be made from here on.
+	LOCK TABLE banked.events, banked.event_revisions, banked.quarantine IN ROW EXCLUSIVE MODE;
+	PERFORM banked._check_no_delete_triggers('banked.events'::regclass);
+	PERFORM banked._check_no_delete_triggers('banked.event_revisions'::regclass);
+	DELETE FROM banked.event_revisions AS r WHERE r.test;
+	GET DIAGNOSTICS count = ROW_COUNT;
+	removed := removed + count;
+	DELETE FROM banked.events AS e WHERE e.test;
+	GET DIAGNOSTICS count = ROW_COUNT;
+	removed := removed + count;
+	DELETE FROM banked.quarantine AS q
+	WHERE CASE WHEN position('"banked_webhooks_test"'::bytea IN q.body) > 0 THEN banked._is_test_body(q.body) END;
+	GET DIAGNOSTICS count = ROW_COUNT;
+	removed := removed + count;
+	IF removed > 0 THEN
+		PERFORM banked._audit('purge_test_events', jsonb_build_object('removed', removed));
+	END IF;
+	RETURN removed;
+END
+$$;
+COMMENT ON FUNCTION banked.purge_test_events() IS
+	'removes all that send_test_event() has brought into events, event_revisions and quarantine; returns how many rows; 55000: a user''s trigger for DELETE is on one of them';
 
 
 --
@@ -1630,8 +2745,9 @@ BEGIN
 		WHEN body IS NULL THEN 'body_erased'
 		WHEN sha256(body) <> body_sha256 THEN 'body_changed'
 		WHEN secret IS NULL THEN 'key_forgotten'
-		WHEN NOT banked.verify_signature(extract(epoch FROM signed_at)::bigint || '.' || encode(signature, 'hex'),
-										 body, convert_from(secret, 'UTF8')) THEN 'signature_wrong'
+		WHEN NOT banked._verify_with(secret, banked._key_context(key_id),
+									 extract(epoch FROM signed_at)::bigint || '.' || encode(signature, 'hex'),
+									 body) THEN 'signature_wrong'
 	END;
 	verified := CASE
 		WHEN reason IS NULL THEN true
@@ -1640,7 +2756,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION banked.event_proof(text, text) IS
-	'whether the stored bytes of an event still bear the signature that they came with, with the key and the times; reason: null when verified, body_changed or signature_wrong when not, body_erased or key_forgotten when it cannot be told (verified is null); 42704: no such event';
+	'whether the stored bytes of an event still bear the signature that they came with, with the key and the times; reason: null when verified, body_changed or signature_wrong when not, body_erased or key_forgotten when it cannot be told (verified is null); 42704: no such event; 55000: the key is encrypted under a master key that is not there';
 
 CREATE FUNCTION banked.verify_event(event_id text, event_type text)
 RETURNS boolean
@@ -2383,9 +3499,11 @@ BEGIN
 	END LOOP;
 
 	PERFORM banked._strip_privileges('banked.key_secrets'::regclass);
+	PERFORM banked._strip_privileges('banked.api_credentials'::regclass);
 	PERFORM banked._strip_privileges('banked.service_state'::regclass);
 	PERFORM banked._strip_privileges('banked.receivers'::regclass);
 	PERFORM banked._strip_privileges('banked.delivery_counts'::regclass);
+	PERFORM banked._strip_privileges('banked.signing_key_use'::regclass);
 END
 $strip$;
 
@@ -2402,7 +3520,7 @@ DELETE FROM pg_init_privs WHERE classoid = 'pg_namespace'::regclass AND objoid =
 -- events_since() reads it
 GRANT SELECT ON banked.service_state TO banked_webhooks_reader, banked_webhooks_admin;
 
-GRANT SELECT ON banked.receivers, banked.delivery_counts TO banked_webhooks_admin;
+GRANT SELECT ON banked.receivers, banked.delivery_counts, banked.signing_key_use TO banked_webhooks_admin;
 
 GRANT EXECUTE ON FUNCTION
 	banked.sign(bytea, text, timestamptz),
@@ -2425,9 +3543,22 @@ GRANT EXECUTE ON FUNCTION
 	banked.disable_endpoint(text),
 	banked.enable_endpoint(text),
 	banked.retire_endpoint(text),
-	banked.rotate_signing_key(text, text, interval),
+	banked.rotate_signing_key(text, text, interval, text),
+	banked._rotate_signing_key(text, text, text, interval),
 	banked.revoke_signing_key(uuid),
 	banked.forget_signing_key(uuid),
+	banked.set_api_credentials(text, text, text, text, text, text, text, text),
+	banked._set_api_credentials(text, text, text, text, text, text, text, text),
+	banked.drop_api_credentials(text),
+	banked.api_list_webhooks(text),
+	banked.api_create_webhook(text, text, text[], text),
+	banked.api_update_webhook(text, text, text, text[], text),
+	banked.api_delete_webhook(text, text),
+	banked.publish_endpoint(text, text, text),
+	banked.unpublish_endpoint(text, boolean, text),
+	banked.endpoint_drift(text),
+	banked.send_test_event(text, text, jsonb, text, text),
+	banked.purge_test_events(),
 	banked.receive(text, text, bytea, timestamptz),
 	banked.reprocess(bigint, text, text),
 	banked.dismiss(bigint, text),

@@ -17,7 +17,7 @@ CREATE VIEW test.members AS
 	WHERE e.extname = 'banked_webhooks';
 SELECT type, identity FROM test.members WHERE type <> 'function' ORDER BY 1, 2;
 SELECT identity FROM test.members WHERE type = 'function' AND identity NOT LIKE 'banked.\_%' ORDER BY identity COLLATE "C";
-SELECT extconfig, extcondition FROM pg_extension WHERE extname = 'banked_webhooks';
+SELECT extconfig::regclass[], extcondition FROM pg_extension WHERE extname = 'banked_webhooks';
 -- all else is complete in a dump: no member, and no privileges that count as a member's
 SELECT c.relname FROM pg_class AS c
 WHERE c.relnamespace = 'banked'::regnamespace AND c.relkind IN ('r', 'S', 'v')

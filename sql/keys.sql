@@ -48,7 +48,7 @@ BEGIN;
 SELECT signing_key AS generated FROM banked.rotate_signing_key('/banked') \gset
 SELECT :'generated' ~ '^[0-9a-f]{64}$' AS is_hexadecimal;
 SELECT status, outcome FROM test.deliver(test.v2('generated', 'payment_sent'), signing_key => :'generated');
-SELECT count(*) FROM banked.key_secrets WHERE secret = convert_to(:'generated', 'UTF8');
+SELECT count(*) FROM banked.key_secrets WHERE secret = '\x00' || convert_to(:'generated', 'UTF8');
 ROLLBACK;
 
 SELECT f.statement, test.attempt(f.statement)

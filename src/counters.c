@@ -39,16 +39,27 @@ request_shared_memory(void)
 	RequestNamedLWLockTranche("banked_webhooks", 1);
 }
 
-static void
-init_counters(Counters *counters)
+/* Counters holds nothing but 64-bit atomics. */
+static pg_atomic_uint64 *
+counters_as_array(Counters *counters)
 {
-	/* Counters holds nothing but 64-bit atomics */
-	pg_atomic_uint64 *counter = (pg_atomic_uint64 *) counters;
-
 	StaticAssertStmt(sizeof(Counters) % sizeof(pg_atomic_uint64) == 0,
 					 "Counters must hold atomics alone");
+	return (pg_atomic_uint64 *) counters;
+}
+
+static void
+init_counters(ReceiverSlot *slot)
+{
+	pg_atomic_uint64 *counter = counters_as_array(&slot->counters);
+
 	for (size_t i = 0; i < sizeof(Counters) / sizeof(pg_atomic_uint64); i++)
 		pg_atomic_init_u64(&counter[i], 0);
+	for (int i = 0; i < MAX_COUNTED_KEYS; i++)
+	{
+		pg_atomic_init_u64(&slot->keys[i].deliveries, 0);
+		pg_atomic_init_u64(&slot->keys[i].last_used, 0);
+	}
 }
 
 static void
@@ -68,7 +79,7 @@ start_shared_memory(void)
 		ConditionVariableInit(&shared_state->receiver_gone);
 		pg_atomic_init_u64(&shared_state->generation, 1);
 		for (int i = 0; i < MAX_SLOTS; i++)
-			init_counters(&shared_state->slots[i].counters);
+			init_counters(&shared_state->slots[i]);
 	}
 	LWLockRelease(AddinShmemInitLock);
 }
@@ -99,6 +110,56 @@ counters_wake_receivers(Oid database)
 		if (slot->used && slot->database == database && slot->latch != NULL)
 			SetLatch(slot->latch);
 	}
+}
+
+void
+counters_reset(ReceiverSlot *slot)
+{
+	pg_atomic_uint64 *counter = counters_as_array(&slot->counters);
+
+	for (size_t i = 0; i < sizeof(Counters) / sizeof(pg_atomic_uint64); i++)
+		pg_atomic_write_u64(&counter[i], 0);
+	for (int i = 0; i < MAX_COUNTED_KEYS; i++)
+	{
+		pg_atomic_write_u64(&slot->keys[i].deliveries, 0);
+		pg_atomic_write_u64(&slot->keys[i].last_used, 0);
+	}
+}
+
+/* The place where a key is counted, taking one for it where it has none. */
+static KeyUse *
+find_key_use(const pg_uuid_t *key_id)
+{
+	KeyUse	   *oldest = &my_slot->keys[0];
+
+	for (int i = 0; i < MAX_COUNTED_KEYS; i++)
+	{
+		KeyUse	   *use = &my_slot->keys[i];
+		uint64		last_used = pg_atomic_read_u64(&use->last_used);
+
+		if (last_used != 0 && memcmp(&use->key_id, key_id, sizeof(pg_uuid_t)) == 0)
+			return use;
+		if (last_used < pg_atomic_read_u64(&oldest->last_used))
+			oldest = use;
+	}
+
+	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+	oldest->key_id = *key_id;
+	pg_atomic_write_u64(&oldest->deliveries, 0);
+	LWLockRelease(shared_state->lock);
+	return oldest;
+}
+
+void
+counters_count_key(const pg_uuid_t *key_id, TimestampTz received_at)
+{
+	KeyUse	   *use;
+
+	if (my_slot == NULL)
+		return;
+	use = find_key_use(key_id);
+	pg_atomic_write_u64(&use->deliveries, pg_atomic_read_u64(&use->deliveries) + 1);
+	pg_atomic_write_u64(&use->last_used, (uint64) received_at);
 }
 
 const char *

@@ -11,10 +11,11 @@
  * number, role and database without it.  Number and database stay as they are
  * while it runs; role is a single word, and only another one when the role was
  * made anew.  Not under the lock are the counters, which are atomics with one
- * writer (the slot's receiver), and generation, an atomic that anybody may
- * increase.  Nothing is done under the lock that can wait or fail.  Only plain
- * data, latches, locks and atomics are here: no pointer to anything outside
- * shared memory.
+ * writer (the slot's receiver; which key a count of keys belongs to changes
+ * under the lock), and generation, an atomic that anybody may increase.
+ * Nothing is done under the lock that can wait or fail.  Only plain data,
+ * latches, locks and atomics are here: no pointer to anything outside shared
+ * memory.
  */
 #ifndef BW_COUNTERS_H
 #define BW_COUNTERS_H
@@ -26,10 +27,12 @@
 #include "storage/condition_variable.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
+#include "utils/uuid.h"
 
 #include "frame.h"
 
 #define MAX_SLOTS 64			/* receivers of all databases together */
+#define MAX_COUNTED_KEYS 32		/* signing keys that a slot counts deliveries of */
 #define MAX_HOLDS 16			/* commands that keep a database free of receivers at one time */
 
 /* What became of a delivery that reached the receiver. */
@@ -79,6 +82,14 @@ typedef struct Counters
 	pg_atomic_uint64 sandboxed;
 } Counters;
 
+/* How a signing key is used; free while last_used is 0. */
+typedef struct KeyUse
+{
+	pg_uuid_t	key_id;
+	pg_atomic_uint64 deliveries;	/* authentic ones, since the server started */
+	pg_atomic_uint64 last_used; /* TimestampTz, arrival of the last one */
+} KeyUse;
+
 typedef struct ReceiverSlot
 {
 	bool		used;			/* given out by the launcher */
@@ -101,6 +112,7 @@ typedef struct ReceiverSlot
 	ParkReason	park_reason;	/* why, for stats() */
 
 	Counters	counters;
+	KeyUse		keys[MAX_COUNTED_KEYS]; /* those used last */
 } ReceiverSlot;
 
 /* A command that needs a database without receivers until its transaction ends. */
@@ -144,6 +156,16 @@ extern void counters_wake_receivers(Oid database);
 
 /* "stored", "repetition", ...: the texts that receive() and stats() show. */
 extern const char *counters_outcome_name(Outcome outcome);
+
+/* Forgets what a slot counted; caller holds shared_state->lock exclusively. */
+extern void counters_reset(ReceiverSlot *slot);
+
+/*
+ * Counts an authentic delivery for its signing key, in place of the key that
+ * was not used for the longest time when there is no room; does nothing
+ * outside receivers.
+ */
+extern void counters_count_key(const pg_uuid_t *key_id, TimestampTz received_at);
 
 /* Adds to a counter of this process's slot; does nothing outside receivers. */
 #define COUNT(field, n) \

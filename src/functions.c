@@ -274,7 +274,7 @@ banked_webhooks_read_key_file(PG_FUNCTION_ARGS)
 	if (!has_privs_of_role(GetUserId(), ROLE_PG_READ_SERVER_FILES))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied to read a signing key from a file of the server"),
+				 errmsg("permission denied to read a key from a file of the server"),
 				 errdetail("Only roles with privileges of \"pg_read_server_files\" may do that.")));
 
 	/* A pipe would be waited for: only regular files. */
@@ -301,8 +301,8 @@ banked_webhooks_read_key_file(PG_FUNCTION_ARGS)
 	if (length < MIN_KEY_LENGTH || length > MAX_KEY_LENGTH || memchr(buffer, '\0', length) != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("file \"%s\" does not hold a signing key", path),
-				 errdetail("A signing key is %d to %d bytes of text.", MIN_KEY_LENGTH, MAX_KEY_LENGTH)));
+				 errmsg("file \"%s\" does not hold a key", path),
+				 errdetail("A key is %d to %d bytes of text.", MIN_KEY_LENGTH, MAX_KEY_LENGTH)));
 	pg_verifymbstr(buffer, length, false);
 	result = cstring_to_text_with_len(buffer, length);
 	explicit_bzero(buffer, sizeof(buffer));

@@ -263,15 +263,6 @@ reset_slot_process(ReceiverSlot *slot)
 	slot->tls_port = 0;
 }
 
-static void
-reset_counters(Counters *counters)
-{
-	pg_atomic_uint64 *counter = (pg_atomic_uint64 *) counters;
-
-	for (size_t i = 0; i < sizeof(Counters) / sizeof(pg_atomic_uint64); i++)
-		pg_atomic_write_u64(&counter[i], 0);
-}
-
 /* Takes note of a receiver that has ended and says when the next may start.  Caller holds the lock. */
 static void
 note_end(ReceiverSlot *slot, Launch *launch)
@@ -384,7 +375,7 @@ advance_slot(int index, List *databases)
 
 	if (!wanted)
 	{
-		reset_counters(&slot->counters);
+		counters_reset(slot);
 		slot->used = false;
 		return 0;
 	}

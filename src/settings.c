@@ -17,11 +17,18 @@
 #include "settings.h"
 
 int			bw_answer_timeout = 30000;
+char	   *bw_api_base_url = NULL;
+char	   *bw_api_ca_file = NULL;
+int			bw_api_connect_timeout = 10000;
+char	   *bw_api_proxy = NULL;
+int			bw_api_timeout = 30000;
+int			bw_api_version = API_VERSION_2;
 char	   *bw_databases = NULL;
 bool		bw_gateway_sandbox = true;
 int			bw_handler_workers = 4;
 int			bw_job_retention = 7 * 24 * 3600;
 char	   *bw_listen_addresses = NULL;
+char	   *bw_master_key_file = NULL;
 int			bw_max_batch = 1000;
 int			bw_max_batch_size = 8 * 1024;
 int			bw_max_body_size = 4 * 1024;
@@ -39,6 +46,40 @@ int			bw_store_timeout = 10000;
 char	   *bw_tls_cert_file = NULL;
 char	   *bw_tls_key_file = NULL;
 int			bw_tls_port = 0;
+
+static const struct config_enum_entry api_versions[] = {
+	{"v2", API_VERSION_2, false},
+	{"v3", API_VERSION_3, false},
+	{"2", API_VERSION_2, true},
+	{"3", API_VERSION_3, true},
+	{NULL, 0, false}
+};
+
+/* Accepts what can be put before the path of a call: https, a host, nothing that hides something. */
+static bool
+check_base_url(char **newval, void **extra, GucSource source)
+{
+	if (settings_base_url_is_valid(*newval))
+		return true;
+	GUC_check_errdetail("It must begin with https:// and hold neither a user, a query nor a fragment.");
+	return false;
+}
+
+bool
+settings_base_url_is_valid(const char *url)
+{
+	static const char scheme[] = "https://";
+
+	if (strncmp(url, scheme, sizeof(scheme) - 1) != 0 || url[sizeof(scheme) - 1] == '\0' ||
+		url[sizeof(scheme) - 1] == '/')
+		return false;
+	for (const char *p = url; *p != '\0'; p++)
+	{
+		if (*p <= ' ' || *p > '~' || strchr("@?#\\", *p) != NULL)
+			return false;
+	}
+	return true;
+}
 
 /* Accepts a list of names, each perhaps quoted, as search_path does. */
 static bool
@@ -88,6 +129,32 @@ settings_init(void)
 			   "Time after which a delivery that is not yet stored is answered with 503.",
 			   "The delivery may still be stored; when it comes again it is a repetition.",
 			   &bw_answer_timeout, 1000, 600000, PGC_SIGHUP, GUC_UNIT_MS);
+	DefineCustomStringVariable("banked_webhooks.api_base_url",
+							   "Where Banked's API is.",
+							   "Credentials may name another place.",
+							   &bw_api_base_url, "https://api.banked.com", PGC_SUSET, 0,
+							   check_base_url, NULL, NULL);
+	DefineCustomStringVariable("banked_webhooks.api_ca_file",
+							   "File with the certificates that calls of Banked's API trust.",
+							   "Empty: those that the system trusts.",
+							   &bw_api_ca_file, "", PGC_SUSET, 0, NULL, NULL, NULL);
+	define_int("banked_webhooks.api_connect_timeout",
+			   "Time in which a connection to Banked's API must come about.",
+			   NULL,
+			   &bw_api_connect_timeout, 100, 600000, PGC_SUSET, GUC_UNIT_MS);
+	DefineCustomStringVariable("banked_webhooks.api_proxy",
+							   "Proxy for calls of Banked's API, as http://host:port.",
+							   "Empty: none. The environment's proxies are not used.",
+							   &bw_api_proxy, "", PGC_SUSET, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
+	define_int("banked_webhooks.api_timeout",
+			   "Time in which a call of Banked's API must be answered.",
+			   NULL,
+			   &bw_api_timeout, 100, 600000, PGC_SUSET, GUC_UNIT_MS);
+	DefineCustomEnumVariable("banked_webhooks.api_version",
+							 "Version of Banked's API.",
+							 "Credentials may name another one.",
+							 &bw_api_version, API_VERSION_2, api_versions, PGC_SUSET, 0,
+							 NULL, NULL, NULL);
 	DefineCustomStringVariable("banked_webhooks.databases",
 							   "Databases that receive webhooks, a list separated by commas.",
 							   "The extension must be created in each. Nothing is served while the list is empty.",
@@ -110,6 +177,11 @@ settings_init(void)
 							   "\"*\" stands for all addresses. Can be set per database.",
 							   &bw_listen_addresses, "127.0.0.1", PGC_SUSET, GUC_LIST_INPUT,
 							   check_address_list, NULL, NULL);
+	DefineCustomStringVariable("banked_webhooks.master_key_file",
+							   "File with the key under which signing keys and API credentials are encrypted.",
+							   "It holds 32 bytes, or 64 hexadecimal digits, and is as private as a TLS key. Without it they are stored as they are.",
+							   &bw_master_key_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
 	define_int("banked_webhooks.max_batch",
 			   "Most deliveries that are stored in one transaction.",
 			   NULL,

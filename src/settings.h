@@ -8,12 +8,25 @@
 #ifndef BW_SETTINGS_H
 #define BW_SETTINGS_H
 
+typedef enum ApiVersion
+{
+	API_VERSION_2,
+	API_VERSION_3
+} ApiVersion;
+
 extern int	bw_answer_timeout;	/* ms */
+extern char *bw_api_base_url;
+extern char *bw_api_ca_file;
+extern int	bw_api_connect_timeout; /* ms */
+extern char *bw_api_proxy;
+extern int	bw_api_timeout;		/* ms */
+extern int	bw_api_version;		/* ApiVersion */
 extern char *bw_databases;		/* list of names */
 extern bool bw_gateway_sandbox;
 extern int	bw_handler_workers;
 extern int	bw_job_retention;	/* s */
 extern char *bw_listen_addresses;	/* list of addresses */
+extern char *bw_master_key_file;
 extern int	bw_max_batch;		/* deliveries */
 extern int	bw_max_batch_size;	/* kB */
 extern int	bw_max_body_size;	/* kB */
@@ -33,5 +46,8 @@ extern char *bw_tls_key_file;
 extern int	bw_tls_port;		/* 0: no HTTPS */
 
 extern void settings_init(void);
+
+/* Can it stand before the path of a call of Banked's API? */
+extern bool settings_base_url_is_valid(const char *url);
 
 #endif							/* BW_SETTINGS_H */

@@ -170,6 +170,26 @@ put_handlers(Output *output)
 	}
 }
 
+/* How much each signing key is used: a key that is not any more can be revoked. */
+static void
+put_keys(Output *output, ReceiverSlot *copy)
+{
+	for (int i = 0; i < MAX_COUNTED_KEYS; i++)
+	{
+		KeyUse	   *use = &copy->keys[i];
+		TimestampTz last_used = (TimestampTz) pg_atomic_read_u64(&use->last_used);
+		char	   *key_id;
+
+		if (last_used == 0)
+			continue;
+		key_id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&use->key_id)));
+		put_integer(output, "key_deliveries", "key_id", key_id,
+					pg_atomic_read_u64(&use->deliveries));
+		put(output, "key_last_used", "key_id", key_id,
+			DirectFunctionCall1(float8_numeric, Float8GetDatum(unix_seconds(last_used))));
+	}
+}
+
 /*
  * banked_webhooks_stats() -> setof (metric text, labels jsonb, value numeric)
  */
@@ -202,6 +222,7 @@ banked_webhooks_stats(PG_FUNCTION_ARGS)
 		output.receiver = copy->number;
 		put_processes(&output, copy);
 		put_counters(&output, &slot->counters);
+		put_keys(&output, copy);
 	}
 	put_handlers(&output);
 	return (Datum) 0;

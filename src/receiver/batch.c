@@ -626,6 +626,8 @@ count_outcomes(const Delivery *deliveries, int count)
 		COUNT(outcomes[deliveries[i].outcome], 1);
 		if (delivery_was_refused(&deliveries[i]))
 			COUNT(rejections[deliveries[i].rejection], 1);
+		if (deliveries[i].authentic && deliveries[i].has_key_id)
+			counters_count_key(&deliveries[i].key_id, deliveries[i].received_at);
 		bytes += deliveries[i].body_length;
 	}
 	COUNT(batches, 1);

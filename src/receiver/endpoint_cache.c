@@ -14,6 +14,8 @@
  */
 #include "postgres.h"
 
+#include <openssl/crypto.h>
+
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "utils/array.h"
@@ -25,6 +27,8 @@
 #include "utils/timestamp.h"
 
 #include "endpoint_cache.h"
+#include "secrets.h"
+#include "settings.h"
 #include "statements.h"
 
 /* Constraints that forbid nulls may have been dropped: a null must do no harm. */
@@ -45,6 +49,7 @@ static MemoryContext cache_context = NULL;	/* null until the first reading */
 static HTAB *endpoints = NULL;
 static bool current = false;
 static bool invalidated = false;	/* while the tables are being read */
+static bool has_unreadable_keys = false;
 static uint64 version = 0;
 static bool callback_registered = false;
 static Oid	endpoints_relation = InvalidOid;
@@ -155,9 +160,48 @@ load_endpoints(void)
 	}
 }
 
+/*
+ * Opens the secret of a key.  One that does not open is left out, with a line
+ * in the log: deliveries signed with it are answered with 503.  master is read
+ * when it is first needed.
+ */
+static void
+open_key(EndpointKey *key, bytea *blob, MasterKey *master, MasterKeyStatus *master_status)
+{
+	char		context[64];
+	char	   *key_id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&key->key_id)));
+	uint8		secret[SECRET_MAX_SIZE];
+	Size		length;
+	SecretStatus status;
+
+	snprintf(context, sizeof(context), "key_secrets %s", key_id);
+	status = secrets_open(*master_status == MASTER_KEY_READ ? master : NULL, context, blob, secret, &length);
+	if (status == SECRET_NO_MASTER_KEY && *master_status == MASTER_KEY_NOT_SET)
+	{
+		*master_status = secrets_read_master_key(bw_master_key_file, master, LOG);
+		if (*master_status == MASTER_KEY_NOT_SET)
+			*master_status = MASTER_KEY_UNUSABLE;
+		status = secrets_open(*master_status == MASTER_KEY_READ ? master : NULL, context, blob, secret, &length);
+	}
+	if (status == SECRET_OK)
+	{
+		key->key = signature_key_create(secret, length);
+		OPENSSL_cleanse(secret, length);
+		return;
+	}
+	key->unreadable = true;
+	has_unreadable_keys = true;
+	ereport(LOG,
+			(errmsg("signing key %s %s; deliveries signed with it are answered with 503",
+					key_id, secrets_status_text(status))));
+}
+
 static void
 load_keys(void)
 {
+	MasterKey	master;
+	MasterKeyStatus master_status = MASTER_KEY_NOT_SET;
+
 	(void) statements_run(&read_keys, NULL, NULL, 0);
 	for (uint64 row = 0; row < SPI_processed; row++)
 	{
@@ -180,11 +224,14 @@ load_keys(void)
 		secret = get_column(row, 4, &isnull);
 		if (!isnull)
 		{
-			bytea	   *bytes = DatumGetByteaPP(secret);
+			bytea	   *blob = DatumGetByteaPP(secret);
 
-			key->key = signature_key_create(VARDATA_ANY(bytes), VARSIZE_ANY_EXHDR(bytes));
+			open_key(key, blob, &master, &master_status);
+			/* A clear one: in the copy that SPI made for this session. */
+			OPENSSL_cleanse(VARDATA_ANY(blob), VARSIZE_ANY_EXHDR(blob));
 		}
 	}
+	secrets_forget(&master);
 }
 
 /*
@@ -233,6 +280,7 @@ endpoint_cache_refresh(void)
 	/* An error below leaves the cache marked as not current. */
 	forget_everything();
 	invalidated = false;
+	has_unreadable_keys = false;
 	load();
 	/* What an old snapshot shows is good for this transaction alone. */
 	current = !invalidated && !IsolationUsesXactSnapshot();
@@ -244,6 +292,13 @@ endpoint_cache_is_current(void)
 {
 	AcceptInvalidationMessages();
 	return current;
+}
+
+void
+endpoint_cache_retry_unreadable(void)
+{
+	if (has_unreadable_keys)
+		current = false;
 }
 
 uint64

@@ -25,6 +25,7 @@ typedef struct EndpointKey
 	pg_uuid_t	key_id;
 	TimestampTz valid_until;	/* DT_NOEND when open */
 	SignatureKey *key;			/* null when the secret is gone or unreadable */
+	bool		unreadable;		/* there, but the master key is missing or another one */
 	struct EndpointKey *next;
 } EndpointKey;
 
@@ -49,6 +50,9 @@ extern void endpoint_cache_refresh(void);
 
 /* Is there nothing to read anew?  Needs no transaction, and accepts pending invalidations. */
 extern bool endpoint_cache_is_current(void);
+
+/* Makes the next refresh try again, where a key could not be opened: the master key may be there now. */
+extern void endpoint_cache_retry_unreadable(void);
 
 /* Counts how often the tables were read; what was made from the cache is stale when it has moved on. */
 extern uint64 endpoint_cache_version(void);

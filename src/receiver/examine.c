@@ -41,15 +41,24 @@ in_window(const Endpoint *endpoint, TimestampTz signed_at, TimestampTz received_
 	return age <= endpoint->timestamp_tolerance && age >= -MAX_CLOCK_SKEW;
 }
 
-/* Tries every key that is valid; sets key_id.  *usable tells whether there was any. */
+/*
+ * Tries every key that is valid; sets key_id.  *usable tells whether a failure
+ * is final: there was a key, and none that may have signed it was unreadable.
+ */
 static bool
 verify_with_keys(Delivery *delivery, const Endpoint *endpoint, const SignatureHeader *header,
 				 bool *usable)
 {
+	bool		unreadable = false;
+
 	*usable = false;
 	for (EndpointKey *key = endpoint->keys; key != NULL; key = key->next)
 	{
-		if (key->key == NULL || key->valid_until <= delivery->received_at)
+		if (key->valid_until <= delivery->received_at)
+			continue;
+		if (key->unreadable)
+			unreadable = true;
+		if (key->key == NULL)
 			continue;
 		*usable = true;
 		if (signature_verify(key->key, header, delivery->body, delivery->body_length))
@@ -59,6 +68,8 @@ verify_with_keys(Delivery *delivery, const Endpoint *endpoint, const SignatureHe
 			return true;
 		}
 	}
+	if (unreadable)
+		*usable = false;
 	return false;
 }
 

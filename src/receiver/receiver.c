@@ -727,6 +727,7 @@ reload_settings(void)
 	ConfigReloadPending = false;
 	ProcessConfigFile(PGC_SIGHUP);
 	fit_delivery_room();
+	endpoint_cache_retry_unreadable();
 	if (receiver.gateway.pid != 0)
 		send_config(false);
 	if (tls_files_load() && receiver.gateway.pid != 0)

@@ -224,6 +224,7 @@ sub new
 	}, $class;
 
 	$node->init(extra => [ '--no-sync', '--locale=C', '--encoding=UTF8' ], %{ $options{init} // {} });
+	$self->write_private_file('master.key', '00112233445566778899aabbccddeeff' x 2);
 	$self->configure($options{databases} // 'postgres', $options{conf} // '');
 	if ($options{start} // 1)
 	{
@@ -251,10 +252,23 @@ max_connections = 100
 shared_buffers = 32MB
 banked_webhooks.databases = '$databases'
 banked_webhooks.listen_addresses = '127.0.0.1'
+banked_webhooks.master_key_file = 'master.key'
 banked_webhooks.port = $self->{port}
 $more
 CONF
 	return;
+}
+
+# Writes a file in the server's data directory that is its user's alone; returns its path.
+sub write_private_file
+{
+	my ($self, $name, $content) = @_;
+	my $path = $self->node->data_dir . "/$name";
+
+	unlink $path;
+	PostgreSQL::Test::Utils::append_to_file($path, $content);
+	chmod 0600, $path or croak "could not change the mode of $path: $!";
+	return $path;
 }
 
 # A service for a standby of this one, on a port of its own; not started.
@@ -270,6 +284,8 @@ sub new_standby
 
 	$self->node->backup("for_$name");
 	$node->init_from_backup($self->node, "for_$name", has_streaming => 1);
+	# The copy of a backup has other permissions.
+	$standby->write_private_file('master.key', slurp_file($self->node->data_dir . '/master.key'));
 	$node->append_conf('postgresql.conf', "banked_webhooks.port = $standby->{port}\n");
 	return $standby;
 }

@@ -9,7 +9,8 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $service = BankedWebhooks->new(databases => 'postgres, plain, custom');
+my $service = BankedWebhooks->new(databases => 'postgres, plain, custom', conf => "banked_webhooks.master_key_file = ''");
+$service->allow('signing keys are stored as they are');
 my $node = $service->node;
 my $directory = PostgreSQL::Test::Utils::tempdir;
 my @tables = qw(endpoints signing_keys events event_revisions quarantine rejections audit_log);

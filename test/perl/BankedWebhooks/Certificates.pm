@@ -33,17 +33,18 @@ sub path
 
 sub ca { return $_[0]->path('ca.pem') }
 
-# Makes a certificate for localhost and 127.0.0.1 with this common name, and
-# its key; kind is ec or rsa.  Returns the paths of both.
+# Makes a certificate for localhost and 127.0.0.1, or for the subject's names
+# that are given, with this common name, and its key; kind is ec or rsa.
+# Returns the paths of both.
 sub issue
 {
-	my ($self, $name, $kind) = @_;
+	my ($self, $name, $kind, $names) = @_;
 	my ($certificate, $key) = map { $self->path("$name.$_") } qw(pem key);
 	my @kind = ($kind // 'ec') eq 'rsa' ? ('rsa:2048') : ('ec', '-pkeyopt', 'ec_paramgen_curve:P-256');
 
 	$self->openssl('req', '-new', '-newkey', @kind, '-nodes', '-subj', "/CN=$name", '-keyout', $key, '-out', $self->path('request'));
 	open my $extensions, '>', $self->path('extensions') or die "could not write: $!";
-	print $extensions "subjectAltName=DNS:localhost,IP:127.0.0.1\n";
+	print $extensions 'subjectAltName=', $names // 'DNS:localhost,IP:127.0.0.1', "\n";
 	close $extensions;
 	$self->openssl(
 		'x509', '-req', '-days', 30, '-in', $self->path('request'), '-extfile', $self->path('extensions'),

@@ -1,0 +1,18 @@
+/*
+ * secret_functions.h
+ *	  Opening a secret of a table, for code that runs as the extension's owner.
+ */
+#ifndef BW_SECRET_FUNCTIONS_H
+#define BW_SECRET_FUNCTIONS_H
+
+#include "postgres.h"
+
+/*
+ * Opens a blob into buffer (SECRET_MAX_SIZE bytes, to be cleansed by the
+ * caller) and returns the length.  Raises 55000 when the master key is
+ * missing or another one, F0000 when its file is unusable, XX001 when the blob
+ * is damaged; nothing of the secret is in the buffer then.
+ */
+extern Size secret_open_or_fail(const char *context, const bytea *blob, uint8 *buffer);
+
+#endif							/* BW_SECRET_FUNCTIONS_H */
