@@ -34,6 +34,7 @@
 #include "receiver/endpoint_cache.h"
 #include "receiver/event_store.h"
 #include "receiver/examine.h"
+#include "receiver/quarantine.h"
 #include "receiver/statements.h"
 #include "settings.h"
 #include "signature.h"
@@ -228,7 +229,7 @@ banked_webhooks_reprocess(PG_FUNCTION_ARGS)
 	refuse_empty(event_id, "event_id");
 	refuse_empty(event_type, "event_type");
 	quarantine_id = PG_GETARG_INT64(0);
-	if (!event_store_read_quarantine(quarantine_id, false, &delivery))
+	if (!quarantine_read(quarantine_id, false, &delivery))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("quarantine holds no delivery " INT64_FORMAT, quarantine_id)));

@@ -41,6 +41,7 @@
 #include "examine.h"
 #include "failure.h"
 #include "notify.h"
+#include "quarantine.h"
 #include "settings.h"
 
 /* Into how many parts a batch that failed is cut. */
@@ -352,12 +353,12 @@ take_step(Step step, Delivery **deliveries, int count)
 				if (!event_store_write_known(delivery))
 				{
 					delivery_to_quarantine(delivery, reason, sqlstate, message);
-					event_store_quarantine(delivery);
+					quarantine_put(delivery);
 				}
 				break;
 			}
 		case STEP_QUARANTINE:
-			event_store_quarantine(deliveries[0]);
+			quarantine_put(deliveries[0]);
 			break;
 	}
 }
@@ -716,7 +717,7 @@ batch_retry(int64 quarantine_id)
 		start_store_timer(batch.timeout);
 		endpoint_cache_refresh();
 		MemoryContextSwitchTo(context);
-		found = event_store_read_quarantine(quarantine_id, true, delivery);
+		found = quarantine_read(quarantine_id, true, delivery);
 		if (found)
 		{
 			examine_body(delivery, NULL, NULL);

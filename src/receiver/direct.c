@@ -16,6 +16,7 @@
 #include "direct.h"
 #include "event_store.h"
 #include "failure.h"
+#include "quarantine.h"
 #include "watch.h"
 
 typedef void (*Step) (Delivery *delivery);
@@ -112,7 +113,7 @@ store(Delivery *delivery)
 						   failure == FAILURE_OUT_OF_MEMORY ? QUARANTINE_OUT_OF_MEMORY :
 						   QUARANTINE_TRIGGER_ERROR,
 						   error->sqlerrcode, error->message);
-	if (try_step(event_store_quarantine, delivery) != NULL)
+	if (try_step(quarantine_put, delivery) != NULL)
 		delivery->outcome = OUTCOME_UNAVAILABLE;
 }
 

@@ -33,7 +33,6 @@
 #include "access/xlog.h"
 #include "catalog/dependency.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "miscadmin.h"
@@ -48,9 +47,11 @@
 #include "utils/xid8.h"
 
 #include "event_store.h"
+#include "quarantine.h"
 #include "handlers/handler_cache.h"
 #include "handlers/job_queue.h"
 #include "statements.h"
+#include "stored_rows.h"
 
 /* Memory that a tuplestore may take before it goes to disk: a batch is bounded elsewhere. */
 #define STORE_MEMORY_KB (1024 * 1024)
@@ -125,76 +126,6 @@ static Statement insert_revision = {
 	"ON CONFLICT DO NOTHING RETURNING seq, event_id, event_type"
 };
 
-/*
- * All stored rows of some event_ids: those of the same event type, and those of
- * other types too, which in v2 are events of the same resource.
- */
-#define STORED_ROWS(table) \
-	"SELECT t.event_type, t.revision, t.body_sha256, t.signature, t.signed_at, t.received_at, t.seq " \
-	"FROM banked." table " t WHERE t.event_id OPERATOR(pg_catalog.=) i.event_id"
-
-static Statement find_stored = {
-	.sql = "SELECT i.ordinal, s.event_type, s.revision, s.body_sha256, s.signature, s.signed_at, "
-	"s.received_at, s.seq FROM event_ids i CROSS JOIN LATERAL ("
-	STORED_ROWS("events") " UNION ALL " STORED_ROWS("event_revisions") ") s"
-};
-
-static Statement insert_quarantine = {
-	.sql = "INSERT INTO banked.quarantine (endpoint_id, received_at, signed_at, key_id, signature, "
-	"body, body_sha256, reason, sqlstate, message, next_attempt_at) "
-	"VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, "
-	"CASE WHEN $8 = 'trigger_error' THEN clock_timestamp() + interval '1 minute' END) "
-	"ON CONFLICT DO NOTHING",
-	.nargs = 10,
-	.argtypes = {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, UUIDOID, BYTEAOID,
-	BYTEAOID, BYTEAOID, TEXTOID, TEXTOID, TEXTOID}
-};
-
-/* A further attempt has failed: the pause doubles, up to an hour. */
-static Statement update_quarantine = {
-	.sql = "UPDATE banked.quarantine SET reason = $2, sqlstate = $3, message = $4, "
-	"attempts = attempts + 1, next_attempt_at = CASE WHEN $2 = 'trigger_error' THEN "
-	"clock_timestamp() + least(interval '1 minute' * 2 ^ least(attempts + 1, 10), interval '1 hour') END "
-	"WHERE quarantine_id = $1",
-	.nargs = 4,
-	.argtypes = {INT8OID, TEXTOID, TEXTOID, TEXTOID}
-};
-
-static Statement delete_quarantine = {
-	.sql = "DELETE FROM banked.quarantine WHERE quarantine_id = $1",
-	.nargs = 1,
-	.argtypes = {INT8OID}
-};
-
-#define QUARANTINE_COLUMNS \
-	"endpoint_id, received_at, signed_at, key_id, signature, body, body_sha256"
-
-static Statement read_quarantine = {
-	.sql = "SELECT " QUARANTINE_COLUMNS " FROM banked.quarantine "
-	"WHERE quarantine_id = $1 FOR UPDATE",
-	.nargs = 1,
-	.argtypes = {INT8OID}
-};
-
-/* Somebody may have erased the bytes of a row: nothing is left to be tried then. */
-#define CAN_BE_TRIED \
-	"reason = 'trigger_error' AND dismissed_at IS NULL " \
-	"AND body IS NOT NULL AND signature IS NOT NULL AND signed_at IS NOT NULL"
-
-static Statement read_due_quarantine = {
-	.sql = "SELECT " QUARANTINE_COLUMNS " FROM banked.quarantine "
-	"WHERE quarantine_id = $1 AND " CAN_BE_TRIED " "
-	"AND next_attempt_at <= clock_timestamp() FOR UPDATE SKIP LOCKED",
-	.nargs = 1,
-	.argtypes = {INT8OID}
-};
-
-static Statement find_next_attempt = {
-	.sql = "SELECT quarantine_id, next_attempt_at FROM banked.quarantine "
-	"WHERE " CAN_BE_TRIED " AND next_attempt_at IS NOT NULL "
-	"ORDER BY next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED"
-};
-
 /* A row that an INSERT has made: a user's trigger may have changed its identity. */
 typedef struct ReturnedRow
 {
@@ -202,29 +133,6 @@ typedef struct ReturnedRow
 	char	   *event_id;
 	char	   *event_type;
 } ReturnedRow;
-
-/* A stored row of a delivery's event_id. */
-typedef struct StoredRow
-{
-	char	   *event_type;
-	int			revision;
-	uint8		body_sha256[SIGNATURE_SIZE];
-	uint8		signature[SIGNATURE_SIZE];
-	TimestampTz signed_at;
-	TimestampTz received_at;
-	int64		seq;
-	struct StoredRow *next;
-} StoredRow;
-
-static Datum
-bytes_datum(const void *bytes, Size length)
-{
-	bytea	   *result = palloc(length + VARHDRSZ);
-
-	SET_VARSIZE(result, length + VARHDRSZ);
-	memcpy(VARDATA(result), bytes, length);
-	return PointerGetDatum(result);
-}
 
 static void
 set_text(Datum *values, bool *nulls, int column, const char *text)
@@ -246,25 +154,6 @@ new_events_descriptor(void)
 
 		for (int i = 0; i < NEW_COLUMNS; i++)
 			TupleDescInitEntry(built, i + 1, new_columns[i].name, new_columns[i].type, -1, 0);
-		descriptor = built;
-		MemoryContextSwitchTo(old);
-	}
-	return descriptor;
-}
-
-static TupleDesc
-event_ids_descriptor(void)
-{
-	static TupleDesc descriptor = NULL;
-
-	if (descriptor == NULL)
-	{
-		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-		TupleDesc	built = CreateTemplateTupleDesc(2);
-
-		TupleDescInitEntry(built, 1, "ordinal", INT4OID, -1, 0);
-		TupleDescInitEntry(built, 2, "event_id", TEXTOID, -1, 0);
-		TupleDescInitEntryCollation(built, 2, C_COLLATION_OID);
 		descriptor = built;
 		MemoryContextSwitchTo(old);
 	}
@@ -330,9 +219,9 @@ put_event(Tuplestorestate *store, Delivery *d, FullTransactionId stored_by, int 
 	values[NEW_TEST] = BoolGetDatum(d->test);
 	set_text(values, nulls, NEW_API_VERSION, d->api_version);
 	values[NEW_PAYLOAD] = d->payload;
-	values[NEW_BODY] = bytes_datum(d->body, d->body_length);
-	values[NEW_BODY_SHA256] = bytes_datum(d->body_sha256, SIGNATURE_SIZE);
-	values[NEW_SIGNATURE] = bytes_datum(d->signature, SIGNATURE_SIZE);
+	values[NEW_BODY] = statements_bytes(d->body, d->body_length);
+	values[NEW_BODY_SHA256] = statements_bytes(d->body_sha256, SIGNATURE_SIZE);
+	values[NEW_SIGNATURE] = statements_bytes(d->signature, SIGNATURE_SIZE);
 	values[NEW_SIGNED_AT] = TimestampTzGetDatum(d->signed_at);
 	nulls[NEW_KEY_ID] = !d->has_key_id;
 	values[NEW_KEY_ID] = UUIDPGetDatum(&d->key_id);
@@ -428,154 +317,6 @@ insert_new(Delivery **deliveries, int count)
 	return left;
 }
 
-static void
-copy_digest(uint8 digest[SIGNATURE_SIZE], Datum value, bool isnull)
-{
-	memset(digest, 0, SIGNATURE_SIZE);
-	if (!isnull)
-	{
-		bytea	   *bytes = DatumGetByteaPP(value);
-
-		memcpy(digest, VARDATA_ANY(bytes), Min(VARSIZE_ANY_EXHDR(bytes), SIGNATURE_SIZE));
-	}
-}
-
-static StoredRow *
-stored_row_from_result(uint64 row)
-{
-	HeapTuple	tuple = SPI_tuptable->vals[row];
-	TupleDesc	tupdesc = SPI_tuptable->tupdesc;
-	StoredRow  *stored = palloc0(sizeof(StoredRow));
-	Datum		value;
-	bool		isnull;
-
-	stored->event_type = TextDatumGetCString(SPI_getbinval(tuple, tupdesc, 2, &isnull));
-	stored->revision = DatumGetInt32(SPI_getbinval(tuple, tupdesc, 3, &isnull));
-	value = SPI_getbinval(tuple, tupdesc, 4, &isnull);
-	copy_digest(stored->body_sha256, value, isnull);
-	value = SPI_getbinval(tuple, tupdesc, 5, &isnull);
-	copy_digest(stored->signature, value, isnull);
-	stored->signed_at = DatumGetTimestampTz(SPI_getbinval(tuple, tupdesc, 6, &isnull));
-	stored->received_at = DatumGetTimestampTz(SPI_getbinval(tuple, tupdesc, 7, &isnull));
-	stored->seq = DatumGetInt64(SPI_getbinval(tuple, tupdesc, 8, &isnull));
-	return stored;
-}
-
-static void
-set_for_statement(const char *name, const char *value)
-{
-	(void) set_config_option(name, value, PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-}
-
-/*
- * Looks up the stored rows of the event_ids of deliveries that are sorted by
- * it: an array of lists, palloc'ed, with the list of an event_id at its first
- * delivery.
- */
-static StoredRow **
-find_rows(Delivery **deliveries, int count)
-{
-	Tuplestorestate *store = tuplestore_begin_heap(false, false, STORE_MEMORY_KB);
-	StoredRow **rows = palloc0(sizeof(StoredRow *) * count);
-	int			level;
-
-	for (int i = 0; i < count; i++)
-	{
-		Datum		values[2];
-		bool		nulls[2] = {0};
-
-		if (i > 0 && strcmp(deliveries[i - 1]->event_id, deliveries[i]->event_id) == 0)
-			continue;
-		values[0] = Int32GetDatum(i);
-		values[1] = CStringGetTextDatum(deliveries[i]->event_id);
-		tuplestore_putvalues(store, event_ids_descriptor(), values, nulls);
-	}
-	statements_register_rows("event_ids", event_ids_descriptor(), store, count);
-
-	/* The tables grow faster than their statistics: only the key's index will do. */
-	level = NewGUCNestLevel();
-	set_for_statement("enable_seqscan", "off");
-	set_for_statement("enable_hashjoin", "off");
-	set_for_statement("enable_mergejoin", "off");
-	(void) statements_run(&find_stored, NULL, NULL, 0);
-	AtEOXact_GUC(false, level);
-	tuplestore_end(store);
-
-	for (uint64 row = 0; row < SPI_processed; row++)
-	{
-		bool		isnull;
-		int			ordinal = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[row],
-														  SPI_tuptable->tupdesc, 1, &isnull));
-		StoredRow  *stored = stored_row_from_result(row);
-
-		stored->next = rows[ordinal];
-		rows[ordinal] = stored;
-	}
-	SPI_freetuptable(SPI_tuptable);
-	return rows;
-}
-
-/* Was row a stored after row b? */
-static bool
-stored_after(const StoredRow *a, const StoredRow *b)
-{
-	return a->received_at > b->received_at ||
-		(a->received_at == b->received_at && a->seq > b->seq);
-}
-
-/* The newest row of a delivery's identity among those of its event_id, or null: the identity is new. */
-static const StoredRow *
-newest_of_identity(const Delivery *delivery, const StoredRow *rows)
-{
-	const StoredRow *newest = NULL;
-
-	for (const StoredRow *row = rows; row != NULL; row = row->next)
-	{
-		if (strcmp(row->event_type, delivery->event_type) == 0 &&
-			(newest == NULL || stored_after(row, newest)))
-			newest = row;
-	}
-	return newest;
-}
-
-/* Was another event type of the resource stored after that, signed before this delivery? */
-static bool
-other_type_stored_since(const Delivery *delivery, const StoredRow *rows, const StoredRow *newest)
-{
-	for (const StoredRow *row = rows; row != NULL; row = row->next)
-	{
-		if (strcmp(row->event_type, delivery->event_type) != 0 &&
-			stored_after(row, newest) && row->signed_at < delivery->signed_at)
-			return true;
-	}
-	return false;
-}
-
-/*
- * What a delivery of a known identity is, given the stored rows of its
- * event_id and the newest of the identity: see the file's header.
- */
-static Outcome
-classify(const Delivery *delivery, const StoredRow *rows, const StoredRow *newest)
-{
-	bool		same_body = false;
-
-	for (const StoredRow *row = rows; row != NULL; row = row->next)
-	{
-		if (strcmp(row->event_type, delivery->event_type) != 0 ||
-			memcmp(row->body_sha256, delivery->body_sha256, SIGNATURE_SIZE) != 0)
-			continue;
-		same_body = true;
-		if (memcmp(row->signature, delivery->signature, SIGNATURE_SIZE) == 0)
-			return OUTCOME_REPETITION;
-	}
-	if (!same_body)
-		return OUTCOME_CHANGED;
-	if (delivery->v2 && other_type_stored_since(delivery, rows, newest))
-		return OUTCOME_RECURRENCE;
-	return OUTCOME_REPETITION;
-}
-
 /* Inserts one revision under a number; false when it did not become a row. */
 static bool
 try_revision(Delivery *delivery, int revision, Outcome kind)
@@ -594,36 +335,6 @@ try_revision(Delivery *delivery, int revision, Outcome kind)
 	return was_returned(rows, returned, delivery);
 }
 
-/* What a delivery looks like as a stored row. */
-static StoredRow *
-stored_row_from_delivery(const Delivery *delivery, int revision, StoredRow *next)
-{
-	StoredRow  *stored = palloc0(sizeof(StoredRow));
-
-	stored->event_type = delivery->event_type;
-	stored->revision = revision;
-	stored->signed_at = delivery->signed_at;
-	memcpy(stored->body_sha256, delivery->body_sha256, SIGNATURE_SIZE);
-	memcpy(stored->signature, delivery->signature, SIGNATURE_SIZE);
-	stored->received_at = delivery->received_at;
-	stored->seq = delivery->seq;
-	stored->next = next;
-	return stored;
-}
-
-static int
-next_revision(const Delivery *delivery, const StoredRow *rows)
-{
-	int			revision = 1;
-
-	for (const StoredRow *row = rows; row != NULL; row = row->next)
-	{
-		if (strcmp(row->event_type, delivery->event_type) == 0)
-			revision = Max(revision, row->revision + 1);
-	}
-	return revision;
-}
-
 /*
  * Decides about a delivery and stores a revision if it is one; a delivery of a
  * new identity stays as it is.  Another session may take the revision's
@@ -633,15 +344,15 @@ next_revision(const Delivery *delivery, const StoredRow *rows)
 static StoredRow *
 resolve_known(Delivery *delivery, StoredRow *rows)
 {
-	const StoredRow *newest = newest_of_identity(delivery, rows);
+	const StoredRow *newest = stored_rows_newest(delivery, rows);
 	int			tried = 0;
 
 	if (newest == NULL)
 		return rows;
 	while (newest != NULL)
 	{
-		Outcome		outcome = classify(delivery, rows, newest);
-		int			revision = next_revision(delivery, rows);
+		Outcome		outcome = stored_rows_classify(delivery, rows, newest);
+		int			revision = stored_rows_next_revision(delivery, rows);
 
 		if (outcome == OUTCOME_REPETITION)
 		{
@@ -655,10 +366,10 @@ resolve_known(Delivery *delivery, StoredRow *rows)
 		if (try_revision(delivery, revision, outcome))
 		{
 			delivery->outcome = outcome;
-			return stored_row_from_delivery(delivery, revision, rows);
+			return stored_rows_add(delivery, revision, rows);
 		}
-		rows = find_rows(&delivery, 1)[0];
-		newest = newest_of_identity(delivery, rows);
+		rows = stored_rows_find(&delivery, 1)[0];
+		newest = stored_rows_newest(delivery, rows);
 	}
 	delivery_to_quarantine(delivery, QUARANTINE_TRIGGER_SUPPRESSED, 0,
 						   "the revision was not inserted, and no error was raised");
@@ -692,7 +403,7 @@ resolve_all(Delivery **deliveries, int count)
 	int			unknown = 0;
 
 	qsort(deliveries, count, sizeof(Delivery *), compare_arrivals);
-	found = find_rows(deliveries, count);
+	found = stored_rows_find(deliveries, count);
 	for (int i = 0; i < count; i++)
 	{
 		if (i == 0 || strcmp(deliveries[i - 1]->event_id, deliveries[i]->event_id) != 0)
@@ -830,17 +541,6 @@ enqueue_jobs(Delivery **deliveries, int count)
 	job_queue_enqueue(deliveries, count);
 }
 
-static void
-remove_from_quarantine(int64 quarantine_id)
-{
-	Identity	before;
-	Datum		value = Int64GetDatum(quarantine_id);
-
-	statements_become_owner(&before);
-	(void) statements_run(&delete_quarantine, &value, NULL, 0);
-	statements_restore(&before);
-}
-
 void
 event_store_write(Delivery **deliveries, int count)
 {
@@ -872,9 +572,9 @@ event_store_write(Delivery **deliveries, int count)
 		if (deliveries[i]->same_as != NULL)
 			follow(deliveries[i]);
 		else if (deliveries[i]->outcome == OUTCOME_QUARANTINED)
-			event_store_quarantine(deliveries[i]);
+			quarantine_put(deliveries[i]);
 		else if (deliveries[i]->quarantine_id != 0)
-			remove_from_quarantine(deliveries[i]->quarantine_id);
+			quarantine_remove(deliveries[i]->quarantine_id);
 	}
 	SPI_finish();
 }
@@ -893,15 +593,15 @@ event_store_write_known(Delivery *delivery)
 
 	SPI_connect();
 	statements_become_worker(&before);
-	rows = find_rows(&delivery, 1)[0];
+	rows = stored_rows_find(&delivery, 1)[0];
 	(void) resolve_known(delivery, rows);
 	run_deferred_triggers();
 	statements_restore(&before);
 	enqueue_jobs(&delivery, 1);
 	if (delivery->outcome == OUTCOME_QUARANTINED)
-		event_store_quarantine(delivery);
+		quarantine_put(delivery);
 	else if (delivery->outcome != OUTCOME_PENDING && delivery->quarantine_id != 0)
-		remove_from_quarantine(delivery->quarantine_id);
+		quarantine_remove(delivery->quarantine_id);
 	SPI_finish();
 	return delivery->outcome != OUTCOME_PENDING;
 }
@@ -913,140 +613,4 @@ event_store_make_durable(void)
 	if (XactLastRecEnd == 0)
 		(void) LogLogicalMessage("banked_webhooks", "", 0, true);
 	(void) GetTopTransactionId();
-}
-
-static char
-null_flag(bool isnull)
-{
-	return isnull ? 'n' : ' ';
-}
-
-void
-event_store_quarantine(Delivery *delivery)
-{
-	const char *reason = delivery_quarantine_reason(delivery->reason);
-	const char *sqlstate = delivery->sqlstate == 0 ? NULL : unpack_sql_state(delivery->sqlstate);
-	Datum		values[10] = {0};
-	char		nulls[11] = "          ";
-	Identity	before;
-
-	SPI_connect();
-	statements_become_owner(&before);
-	if (delivery->quarantine_id == 0)
-	{
-		values[0] = UUIDPGetDatum(&delivery->endpoint_id);
-		values[1] = TimestampTzGetDatum(delivery->received_at);
-		values[2] = TimestampTzGetDatum(delivery->signed_at);
-		nulls[3] = null_flag(!delivery->has_key_id);
-		values[3] = UUIDPGetDatum(&delivery->key_id);
-		values[4] = bytes_datum(delivery->signature, SIGNATURE_SIZE);
-		values[5] = bytes_datum(delivery->body, delivery->body_length);
-		values[6] = bytes_datum(delivery->body_sha256, SIGNATURE_SIZE);
-		values[7] = CStringGetTextDatum(reason);
-		nulls[8] = null_flag(sqlstate == NULL);
-		values[8] = sqlstate == NULL ? (Datum) 0 : CStringGetTextDatum(sqlstate);
-		nulls[9] = null_flag(delivery->message == NULL);
-		values[9] = delivery->message == NULL ? (Datum) 0 : CStringGetTextDatum(delivery->message);
-		(void) statements_run(&insert_quarantine, values, nulls, 0);
-	}
-	else
-	{
-		values[0] = Int64GetDatum(delivery->quarantine_id);
-		values[1] = CStringGetTextDatum(reason);
-		nulls[2] = null_flag(sqlstate == NULL);
-		values[2] = sqlstate == NULL ? (Datum) 0 : CStringGetTextDatum(sqlstate);
-		nulls[3] = null_flag(delivery->message == NULL);
-		values[3] = delivery->message == NULL ? (Datum) 0 : CStringGetTextDatum(delivery->message);
-		(void) statements_run(&update_quarantine, values, nulls, 0);
-	}
-	statements_restore(&before);
-	SPI_finish();
-	delivery->outcome = OUTCOME_QUARANTINED;
-}
-
-static void
-copy_row_of_quarantine(Delivery *delivery, MemoryContext context)
-{
-	HeapTuple	tuple = SPI_tuptable->vals[0];
-	TupleDesc	tupdesc = SPI_tuptable->tupdesc;
-	MemoryContext old = MemoryContextSwitchTo(context);
-	Datum		value;
-	bool		isnull;
-	bytea	   *body;
-
-	for (int column = 1; column <= tupdesc->natts; column++)
-	{
-		(void) SPI_getbinval(tuple, tupdesc, column, &isnull);
-		if (isnull && strcmp(SPI_fname(tupdesc, column), "key_id") != 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("the delivery in quarantine is not complete any more"),
-					 errdetail("Its %s has been erased.", SPI_fname(tupdesc, column))));
-	}
-
-	delivery->authentic = true;
-	delivery->endpoint_id = *DatumGetUUIDP(SPI_getbinval(tuple, tupdesc, 1, &isnull));
-	delivery->received_at = DatumGetTimestampTz(SPI_getbinval(tuple, tupdesc, 2, &isnull));
-	delivery->signed_at = DatumGetTimestampTz(SPI_getbinval(tuple, tupdesc, 3, &isnull));
-	value = SPI_getbinval(tuple, tupdesc, 4, &isnull);
-	delivery->has_key_id = !isnull;
-	if (!isnull)
-		delivery->key_id = *DatumGetUUIDP(value);
-	value = SPI_getbinval(tuple, tupdesc, 5, &isnull);
-	copy_digest(delivery->signature, value, isnull);
-	body = DatumGetByteaPCopy(SPI_getbinval(tuple, tupdesc, 6, &isnull));
-	delivery->body = VARDATA(body);
-	delivery->body_length = VARSIZE(body) - VARHDRSZ;
-	value = SPI_getbinval(tuple, tupdesc, 7, &isnull);
-	copy_digest(delivery->body_sha256, value, isnull);
-	MemoryContextSwitchTo(old);
-}
-
-bool
-event_store_read_quarantine(int64 quarantine_id, bool only_due, Delivery *delivery)
-{
-	MemoryContext context = CurrentMemoryContext;
-	Datum		value = Int64GetDatum(quarantine_id);
-	Identity	before;
-	bool		found;
-
-	SPI_connect();
-	statements_become_owner(&before);
-	(void) statements_run(only_due ? &read_due_quarantine : &read_quarantine, &value, NULL, 0);
-	found = SPI_processed == 1;
-	if (found)
-	{
-		copy_row_of_quarantine(delivery, context);
-		delivery->quarantine_id = quarantine_id;
-	}
-	statements_restore(&before);
-	SPI_finish();
-	return found;
-}
-
-int64
-event_store_next_attempt(TimestampTz *due_at)
-{
-	Identity	before;
-	int64		quarantine_id = 0;
-
-	*due_at = DT_NOEND;
-	if (!OidIsValid(statements_relation("quarantine")) || !statements_extension_exists())
-		return 0;
-
-	SPI_connect();
-	statements_become_owner(&before);
-	(void) statements_run(&find_next_attempt, NULL, NULL, 0);
-	if (SPI_processed == 1)
-	{
-		bool		isnull;
-
-		*due_at = DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
-													2, &isnull));
-		if (*due_at <= GetCurrentTimestamp())
-			quarantine_id = result_int64(0, 1);
-	}
-	statements_restore(&before);
-	SPI_finish();
-	return quarantine_id;
 }

@@ -29,20 +29,4 @@ extern bool event_store_write_known(Delivery *delivery);
  */
 extern void event_store_make_durable(void);
 
-/* Puts one delivery into quarantine, for the reason that it is marked with. */
-extern void event_store_quarantine(Delivery *delivery);
-
-/*
- * Reads a row of quarantine into a zeroed delivery, palloc'ed in
- * CurrentMemoryContext, and locks it.  False when there is no such row, or when it
- * is dismissed or locked by another session and only_due is true.
- */
-extern bool event_store_read_quarantine(int64 quarantine_id, bool only_due, Delivery *delivery);
-
-/*
- * The id of the row of quarantine whose automatic attempt is due, else 0 and
- * the time when the next one will be (DT_NOEND when none).
- */
-extern int64 event_store_next_attempt(TimestampTz *due_at);
-
 #endif							/* BW_EVENT_STORE_H */

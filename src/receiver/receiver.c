@@ -42,6 +42,7 @@
 #include "gateway_process.h"
 #include "handlers/scheduler.h"
 #include "notify.h"
+#include "quarantine.h"
 #include "receiver.h"
 #include "rejection_log.h"
 #include "settings.h"
@@ -690,7 +691,7 @@ static int64 due_retry;
 static void
 find_due_retry(void)
 {
-	due_retry = event_store_next_attempt(&receiver.retry_at);
+	due_retry = quarantine_next_attempt(&receiver.retry_at);
 }
 
 static void

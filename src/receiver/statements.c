@@ -119,6 +119,9 @@ statements_become_owner(Identity *before)
 	become(before, extension_owner(), 0);
 	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
+	/* Where statistics lag, an estimate may be high enough to compile a statement that finds one row. */
+	(void) set_config_option("jit", "off", PGC_SUSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
 }
 
 void
@@ -147,4 +150,26 @@ statements_relation(const char *name)
 	Oid			schema = get_namespace_oid(SCHEMA_NAME, true);
 
 	return OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
+}
+
+Datum
+statements_bytes(const void *bytes, Size length)
+{
+	bytea	   *result = palloc(length + VARHDRSZ);
+
+	SET_VARSIZE(result, length + VARHDRSZ);
+	memcpy(VARDATA(result), bytes, length);
+	return PointerGetDatum(result);
+}
+
+void
+statements_copy_digest(uint8 digest[SIGNATURE_SIZE], Datum value, bool isnull)
+{
+	memset(digest, 0, SIGNATURE_SIZE);
+	if (!isnull)
+	{
+		bytea	   *bytes = DatumGetByteaPP(value);
+
+		memcpy(digest, VARDATA_ANY(bytes), Min(VARSIZE_ANY_EXHDR(bytes), SIGNATURE_SIZE));
+	}
 }

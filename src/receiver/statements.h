@@ -9,6 +9,8 @@
 
 #include "executor/spi.h"
 
+#include "signature.h"
+
 #define STATEMENT_MAX_ARGS 16
 
 /* A statement that is planned once per session.  Everything but plan is constant. */
@@ -56,6 +58,12 @@ extern void statements_become_worker(Identity *before);
 
 /* Goes back to what was before. */
 extern void statements_restore(const Identity *before);
+
+/* A bytea of some bytes, palloc'ed. */
+extern Datum statements_bytes(const void *bytes, Size length);
+
+/* Copies a digest out of a bytea; zeros where it is null or too short. */
+extern void statements_copy_digest(uint8 digest[SIGNATURE_SIZE], Datum value, bool isnull);
 
 /* Does the extension exist in this database?  Needs a transaction. */
 extern bool statements_extension_exists(void);
