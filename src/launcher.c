@@ -47,7 +47,6 @@
 #include "launcher.h"
 #include "settings.h"
 
-#define WORKER_ROLE "banked_webhooks_worker"
 
 /* A receiver that ran this long is started again at once, in milliseconds. */
 #define SETTLED_AFTER 5000

@@ -14,6 +14,9 @@ typedef enum ApiVersion
 	API_VERSION_3
 } ApiVersion;
 
+/* The role that receivers connect as, and users' triggers run as. */
+#define WORKER_ROLE "banked_webhooks_worker"
+
 extern int	bw_answer_timeout;	/* ms */
 extern char *bw_api_base_url;
 extern char *bw_api_ca_file;

@@ -40,6 +40,7 @@
 
 #include "counters.h"
 #include "handlers/pool.h"
+#include "settings.h"
 #include "watch.h"
 
 /* How long a command waits for the receivers to end before it goes on without, in milliseconds. */
@@ -53,8 +54,6 @@ typedef struct ReadyJobs
 	char		handler[HANDLER_NAME_SIZE];
 	int			count;
 } ReadyJobs;
-
-#define WORKER_ROLE "banked_webhooks_worker"
 
 static object_access_hook_type previous_object_access = NULL;
 static ProcessUtility_hook_type previous_process_utility = NULL;

@@ -47,11 +47,7 @@ enum
 	NEW_COLUMNS
 };
 
-static const struct
-{
-	const char *name;
-	Oid			type;
-}			new_columns[NEW_COLUMNS] = {
+static const StatementColumn new_columns[NEW_COLUMNS] = {
 	[NEW_HANDLER] = {"handler", TEXTOID},
 	[NEW_EVENT_ID] = {"event_id", TEXTOID},
 	[NEW_EVENT_TYPE] = {"event_type", TEXTOID},
@@ -208,15 +204,7 @@ new_jobs_descriptor(void)
 	static TupleDesc descriptor = NULL;
 
 	if (descriptor == NULL)
-	{
-		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-		TupleDesc	built = CreateTemplateTupleDesc(NEW_COLUMNS);
-
-		for (int i = 0; i < NEW_COLUMNS; i++)
-			TupleDescInitEntry(built, i + 1, new_columns[i].name, new_columns[i].type, -1, 0);
-		descriptor = built;
-		MemoryContextSwitchTo(old);
-	}
+		descriptor = statements_describe_rows(new_columns, NEW_COLUMNS);
 	return descriptor;
 }
 

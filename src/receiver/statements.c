@@ -27,13 +27,14 @@
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
 #include "utils/queryenvironment.h"
 #include "utils/tuplestore.h"
 
+#include "settings.h"
 #include "statements.h"
 
 #define EXTENSION_NAME "banked_webhooks"
-#define WORKER_ROLE "banked_webhooks_worker"
 #define SCHEMA_NAME "banked"
 
 int
@@ -150,6 +151,18 @@ statements_relation(const char *name)
 	Oid			schema = get_namespace_oid(SCHEMA_NAME, true);
 
 	return OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
+}
+
+TupleDesc
+statements_describe_rows(const StatementColumn *columns, int count)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+	TupleDesc	descriptor = CreateTemplateTupleDesc(count);
+
+	for (int i = 0; i < count; i++)
+		TupleDescInitEntry(descriptor, i + 1, columns[i].name, columns[i].type, -1, 0);
+	MemoryContextSwitchTo(old);
+	return descriptor;
 }
 
 Datum

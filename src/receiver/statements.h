@@ -59,6 +59,16 @@ extern void statements_become_worker(Identity *before);
 /* Goes back to what was before. */
 extern void statements_restore(const Identity *before);
 
+/* A column of rows that are handed to a statement. */
+typedef struct StatementColumn
+{
+	const char *name;
+	Oid			type;
+} StatementColumn;
+
+/* The descriptor of such rows, which lives as long as the session. */
+extern TupleDesc statements_describe_rows(const StatementColumn *columns, int count);
+
 /* A bytea of some bytes, palloc'ed. */
 extern Datum statements_bytes(const void *bytes, Size length);
 
