@@ -74,7 +74,9 @@ like($service->sql_error("begin; select from banked.register_endpoint('/new'); $
 	my $free_port = PostgreSQL::Test::Cluster::get_free_port();
 	$service->allow('https://127\.0\.0\.1');
 	like($service->sql_error("$fields('/hook', 'payment_sent', base_url => 'https://127.0.0.1:$free_port')"), qr/WH001: /, 'nobody there');
-	like($service->sql_error(q(select banked.pause(); select pg_sleep(0); ) . "$fields('/hook', 'payment_sent')"), qr/WH001|55000|WH004/, 'a paused service');
+	$service->sql('select banked.pause()');
+	# Until its receiver is gone they are delivered, or meet a port that has just been closed.
+	ok_until(sub { (eval { $service->sql_error("$fields('/hook', 'payment_sent')") } // '') =~ /55000: no receiver of this database listens/ }, 'a paused service');
 	$service->sql('select banked.resume()');
 	$service->wait_for_port;
 }
