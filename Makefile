@@ -59,7 +59,7 @@ OBJS = \
 	src/handlers/control.o src/handlers/dispatcher.o src/handlers/handler_cache.o src/handlers/job_queue.o \
 	src/handlers/pool.o src/handlers/runner.o src/handlers/scheduler.o src/handlers/worker.o \
 	src/receiver/batch.o src/receiver/delivery.o src/receiver/direct.o src/receiver/endpoint_cache.o \
-	src/receiver/event_store.o src/receiver/examine.o src/receiver/failure.o src/receiver/gateway_process.o \
+	src/receiver/event_rows.o src/receiver/event_store.o src/receiver/examine.o src/receiver/failure.o src/receiver/gateway_process.o \
 	src/receiver/listeners.o src/receiver/notify.o src/receiver/payload.o src/receiver/payload_limits.o src/receiver/quarantine.o src/receiver/receiver.o \
 	src/receiver/rejection_log.o src/receiver/statements.o src/receiver/stored_rows.o src/receiver/tls_files.o
 

@@ -9,9 +9,9 @@
  *
  * A 200 is durable.  synchronous_commit is forced to the server's value, at
  * least "local", after the last deferred trigger; a transaction that found
- * only repetitions takes an id and writes to the WAL, so that its commit waits
- * for disk and standby as the first one's did; and a wait for a standby that was cut short by a
- * signal makes all its 200s 503s, since PostgreSQL reports such a commit as done.
+ * only repetitions waits for disk and standby as the first one's did; and a
+ * wait for a standby that was cut short by a signal makes all its 200s 503s,
+ * since PostgreSQL reports such a commit as done.
  *
  * Users' triggers run in here.  They can raise, loop, wait, change settings,
  * catch cancellations and leave things behind in the session, and nothing of
@@ -37,6 +37,7 @@
 
 #include "batch.h"
 #include "endpoint_cache.h"
+#include "event_rows.h"
 #include "event_store.h"
 #include "examine.h"
 #include "failure.h"
@@ -191,6 +192,7 @@ batch_init_session(void)
 {
 	store_timer = RegisterTimeout(USER_TIMEOUT, handle_store_timer);
 	RegisterXactCallback(before_commit, NULL);
+	event_rows_allow_optimism();
 	notify_collect();
 }
 
@@ -439,6 +441,15 @@ attempt(Batch *batch, Step step, Delivery **deliveries, int count)
 	return batch->failure == FAILURE_NONE;
 }
 
+/* The same for deliveries as events; without care first where that is likely to do. */
+static bool
+attempt_write(Batch *batch, Delivery **deliveries, int count)
+{
+	return attempt(batch, STEP_WRITE, deliveries, count) ||
+		(event_rows_were_too_optimistic(batch->sqlstate) &&
+		 attempt(batch, STEP_WRITE, deliveries, count));
+}
+
 /* May nothing more be tried for this batch? */
 static bool
 must_give_up(const Batch *batch)
@@ -507,7 +518,7 @@ short_timeout(void)
 static void
 store_alone(Batch *batch, Delivery *delivery)
 {
-	if (attempt(batch, STEP_WRITE, &delivery, 1))
+	if (attempt_write(batch, &delivery, 1))
 		return;
 	if (batch->failure == FAILURE_TIMEOUT && batch->timeout < bw_store_timeout)
 	{
@@ -515,7 +526,7 @@ store_alone(Batch *batch, Delivery *delivery)
 		return;
 	}
 	if (batch->failure == FAILURE_LOCKED && !must_give_up(batch) &&
-		attempt(batch, STEP_WRITE, &delivery, 1))
+		attempt_write(batch, &delivery, 1))
 		return;
 	if (must_give_up(batch))
 		give_up(batch, &delivery, 1);
@@ -534,7 +545,7 @@ store(Batch *batch, Delivery **deliveries, int count)
 		store_alone(batch, deliveries[0]);
 		return;
 	}
-	if (attempt(batch, STEP_WRITE, deliveries, count))
+	if (attempt_write(batch, deliveries, count))
 		return;
 
 	if (batch->failure == FAILURE_TIMEOUT)

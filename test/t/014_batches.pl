@@ -1,0 +1,190 @@
+
+# What a batch does with events that are known, with new ones, and with both
+# together: the ways of event_store.c and event_rows.c.
+
+use strict;
+use warnings;
+
+use BankedWebhooks;
+use Test::More;
+
+my $service = BankedWebhooks->new(conf => <<'CONF');
+banked_webhooks.store_lock_timeout = 60s
+banked_webhooks.store_timeout = 120s
+banked_webhooks.answer_timeout = 120s
+autovacuum = off
+CONF
+my $port = $service->port;
+my $now = int time;
+my $blockers = 0;
+
+sub outcomes { return map { $_ => $service->stat('deliveries', { outcome => $_ }) } qw(stored repetition changed recurrence quarantined) }
+
+sub waits_for_lock
+{
+	return $service->sql(q(select count(*) from pg_stat_activity
+		where backend_type = 'banked_webhooks receiver' and wait_event_type = 'Lock')) > 0;
+}
+
+# Stores deliveries, [body, options...], in one batch and in this order of
+# arrival: they wait while another one, which is known or not, is held back by
+# a lock.  Returns what became of them, as "200: 3; stored: 2, repetition: 1".
+sub store_together
+{
+	my ($known, @deliveries) = @_;
+	my $held_back = $known ? event('first', 'payment_sent') : event('blocker-' . ++$blockers, 'payment_sent');
+	my $locker = $service->session;
+	my %before = outcomes();
+	my $batches = $service->stat('batches');
+	my (@clients, %became);
+
+	$locker->query_safe('begin');
+	$locker->query_safe('lock table banked.events in access exclusive mode');
+	my $blocker = $service->connect;
+	$blocker->send(request('/hook', $held_back));
+	wait_until(\&waits_for_lock) or die 'the receiver does not wait';
+	foreach my $delivery (@deliveries)
+	{
+		push @clients, $service->connect;
+		$clients[-1]->send(request('/hook', @$delivery));
+		# The gateway has taken that one when it answers this.
+		die 'no answer' unless $service->post('/nowhere', '') == 404;
+	}
+	$locker->query_safe('rollback');
+	$locker->quit;
+	die 'the one that was held back was refused' unless $blocker->receive->{status} == 200;
+	my $statuses = tally(map { $_->receive->{status} } @clients);
+	wait_until(sub { $service->stat('batches') >= $batches + 2 });
+	is($service->stat('batches'), $batches + 2, 'one batch');
+	my %after = outcomes();
+	$after{ $known ? 'repetition' : 'stored' }--;
+	my @changes = map { $after{$_} == $before{$_} ? () : "$_: " . ($after{$_} - $before{$_}) } qw(stored repetition changed recurrence quarantined);
+	return "$statuses; " . join ', ', @changes;
+}
+
+# How often an identity stands in the tables.
+sub rows
+{
+	my ($id) = @_;
+	return $service->sql("select (select count(*) from banked.events where event_id = '$id') || '+' || (select count(*) from banked.event_revisions where event_id = '$id')");
+}
+
+$service->register('/hook');
+ok_until(sub { $service->post('/hook', event('first', 'payment_sent')) == 200 }, 'served');
+
+# ---------------------------------------------------------------------------
+# Repetitions are looked for first after a batch of them
+# ---------------------------------------------------------------------------
+
+foreach my $first ('insertion', 'look')
+{
+	my $mandate = "mandate-$first";
+	my $known = event("known-$first", 'payment_sent');
+	is($service->post('/hook', $known, at => $now - 100), 200, "$first first: a known event");
+	is($service->post('/hook', event($mandate, 'mandate_active'), at => $now - 100), 200, 'and a mandate');
+	is( store_together($first eq 'look',
+			[ event($mandate, 'mandate_active'), at => $now ],
+			[ $known, at => $now - 100 ],
+			[ event("new-$first", 'payment_sent') ],
+			[ $known, at => $now - 50 ],
+			[ event($mandate, 'mandate_suspended'), at => $now - 50 ],
+			[ event("known-$first", 'payment_sent', reference => 'another') ],
+			[ event("new-$first", 'payment_sent', reference => 'another') ],
+			[ qq({"no identity": "$first"}) ]),
+		'200: 8; stored: 2, repetition: 2, changed: 2, recurrence: 1, quarantined: 1', 'each is what it is');
+	is(rows("new-$first"), '1+1', 'a new event, and its change');
+	is(rows("known-$first"), '1+1', 'a known one, and its change');
+	is(rows($mandate), '2+1', 'a mandate that was suspended and is active again');
+	is( store_together($first eq 'look',
+			[ $known, at => $now - 100 ],
+			[ event($mandate, 'mandate_active'), at => $now ],
+			[ event($mandate, 'mandate_suspended'), at => $now - 50 ]),
+		'200: 3; repetition: 3', 'and all again');
+}
+
+# ---------------------------------------------------------------------------
+# Repetitions alone write nothing, and are as durable as what they repeat
+# ---------------------------------------------------------------------------
+
+{
+	my $position = "select pg_current_wal_insert_lsn()";
+	my $body = event('first', 'payment_sent');
+	my $before;
+	# The server itself writes now and then.
+	ok_until(
+		sub {
+			$service->sql('select txid_current()');
+			$before = $service->sql($position);
+			return 0 if grep { $service->post('/hook', $body) != 200 } 1 .. 20;
+			return $service->sql($position) eq $before;
+		},
+		'repetitions write nothing');
+
+	# An event that was committed asynchronously, and nobody who flushes it.
+	my $walwriter = $service->sql(q(select pid from pg_stat_activity where backend_type = 'walwriter'));
+	kill 'STOP', $walwriter;
+	my $late = event('late', 'payment_sent');
+	my $signature = sign($late);
+	my $committed = $service->sql("set synchronous_commit = off;
+		select outcome from banked.receive('/hook', '$signature', convert_to('$late', 'UTF8')); select pg_current_wal_insert_lsn()");
+	$committed =~ s/^stored\n// or die $committed;
+	is($service->post('/hook', $late), 200, 'a repetition of what is not durable yet');
+	is($service->sql("select pg_current_wal_flush_lsn() >= '$committed'"), 't', 'has made it durable');
+	kill 'CONT', $walwriter;
+	is(rows('late'), '1+0', 'once');
+}
+
+# ---------------------------------------------------------------------------
+# Insertions without a look for known events
+# ---------------------------------------------------------------------------
+
+# Until it has met no known event for a while a receiver is careful.
+sub lull_into_optimism
+{
+	my ($name) = @_;
+	my @requests = map { request('/hook', event("$name-$_", 'payment_sent')) } 1 .. 70;
+	is(tally(exchange_all($port, \@requests)), '200: 70', 'seventy new events, one after the other');
+	return;
+}
+
+
+lull_into_optimism('a');
+is( store_together(0,
+		[ event('new-1', 'payment_sent') ],
+		[ event('a-1', 'payment_sent') ],
+		[ event('a-2', 'payment_sent', reference => 'another') ],
+		[ event('new-2', 'payment_sent') ],
+		[ 'broken' ]),
+	'200: 5; stored: 2, repetition: 1, changed: 1, quarantined: 1', 'known ones among new ones');
+is(rows('new-1') . ' ' . rows('new-2') . ' ' . rows('a-1') . ' ' . rows('a-2'), '1+0 1+0 1+0 1+1', 'each once');
+
+lull_into_optimism('b');
+is($service->post('/hook', event('b-1', 'payment_sent')), 200, 'a repetition alone');
+is($service->post('/hook', event('b-1', 'payment_sent', reference => 'another')), 200, 'and a change');
+is(rows('b-1'), '1+1', 'each once');
+
+# A trigger's own unique violation is its own.
+$service->sql(<<'SQL');
+create table public.orders (event_id text primary key);
+grant insert, select on public.orders to banked_webhooks_worker;
+create function public.take() returns trigger language plpgsql as $$
+begin
+	insert into public.orders values (new.payload ->> 'reference');
+	return null;
+end $$;
+create trigger take after insert on banked.events for each row when (new.event_id like 'order%') execute function public.take();
+SQL
+lull_into_optimism('c');
+is( store_together(0,
+		[ event('order-1', 'payment_sent', reference => 'one') ],
+		[ event('order-2', 'payment_sent', reference => 'two') ],
+		[ event('order-3', 'payment_sent', reference => 'one') ],
+		[ event('c-1',     'payment_sent') ],
+		[ event('new-3',   'payment_sent') ]),
+	'200: 5; stored: 3, repetition: 1, quarantined: 1', 'a trigger that fails for one');
+is($service->sql("select reason, sqlstate from banked.quarantine where reason <> 'invalid_json' and sqlstate is not null"), 'trigger_error|23505', 'which is in quarantine');
+is($service->sql('select string_agg(event_id, $$ $$ order by event_id) from public.orders'), 'one two', 'the others are stored');
+
+$service->allow('was put into quarantine');
+$service->check_log;
+done_testing();
