@@ -52,24 +52,65 @@ queue_has_room(void)
 		MAX_QUEUE_USAGE;
 }
 
-/* The text of a column, palloc'ed, or null; also null when there is no such column. */
-static char *
-slot_text(TupleTableSlot *slot, const char *column)
+/* The columns of the triggers' tables that notifications tell of. */
+typedef enum ColumnId
 {
-	TupleDesc	tupdesc = slot->tts_tupleDescriptor;
-	int			attnum = SPI_fnumber(tupdesc, column);
+	COLUMN_EVENT_ID,
+	COLUMN_EVENT_TYPE,
+	COLUMN_ENDPOINT_ID,
+	COLUMN_RESOURCE_ID,
+	COLUMN_SEQ,
+	COLUMN_REVISION,
+	COLUMN_QUARANTINE_ID,
+	COLUMN_REASON,
+	COLUMN_COUNT
+} ColumnId;
+
+static const char *const column_names[COLUMN_COUNT] = {
+	[COLUMN_EVENT_ID] = "event_id",
+	[COLUMN_EVENT_TYPE] = "event_type",
+	[COLUMN_ENDPOINT_ID] = "endpoint_id",
+	[COLUMN_RESOURCE_ID] = "resource_id",
+	[COLUMN_SEQ] = "seq",
+	[COLUMN_REVISION] = "revision",
+	[COLUMN_QUARANTINE_ID] = "quarantine_id",
+	[COLUMN_REASON] = "reason",
+};
+
+/* Where a table has a column, and how its values become text. */
+typedef struct Column
+{
+	int			attnum;			/* 0: there is no such column */
+	FmgrInfo	output;
+} Column;
+
+static void
+find_columns(TupleDesc tupdesc, Column *columns)
+{
+	for (int i = 0; i < COLUMN_COUNT; i++)
+	{
+		Oid			output;
+		bool		varlena;
+
+		columns[i].attnum = Max(SPI_fnumber(tupdesc, column_names[i]), 0);
+		if (columns[i].attnum == 0)
+			continue;
+		getTypeOutputInfo(TupleDescAttr(tupdesc, columns[i].attnum - 1)->atttypid, &output, &varlena);
+		fmgr_info(output, &columns[i].output);
+	}
+}
+
+/* The text of a column of a row, palloc'ed, or null; also null when there is no such column. */
+static char *
+column_text(TupleTableSlot *slot, Column *column)
+{
 	bool		isnull;
 	Datum		value;
-	Oid			output;
-	bool		varlena;
 
-	if (attnum <= 0)
+	if (column->attnum == 0)
 		return NULL;
-	value = slot_getattr(slot, attnum, &isnull);
-	if (isnull)
-		return NULL;
-	getTypeOutputInfo(TupleDescAttr(tupdesc, attnum - 1)->atttypid, &output, &varlena);
-	return OidOutputFunctionCall(output, value);
+	value = slot_getattr(slot, column->attnum, &isnull);
+	return isnull ? NULL : OutputFunctionCall(&column->output, value);
 }
 
 static void
@@ -94,47 +135,46 @@ append_number(StringInfo json, const char *key, const char *number)
 
 /* The path of the endpoint of a row, or null. */
 static const char *
-slot_endpoint(TupleTableSlot *slot)
+endpoint_path(TupleTableSlot *slot, const Column *column)
 {
-	int			attnum = SPI_fnumber(slot->tts_tupleDescriptor, "endpoint_id");
 	bool		isnull = true;
 	Datum		value = (Datum) 0;
 	const Endpoint *endpoint = NULL;
 
-	if (attnum > 0)
-		value = slot_getattr(slot, attnum, &isnull);
+	if (column->attnum > 0)
+		value = slot_getattr(slot, column->attnum, &isnull);
 	if (!isnull)
 		endpoint = endpoint_cache_find_id(DatumGetUUIDP(value));
 	return endpoint == NULL ? NULL : endpoint->path;
 }
 
 static char *
-event_payload(TupleTableSlot *slot, bool with_resource)
+event_payload(TupleTableSlot *slot, Column *columns, bool with_resource)
 {
 	StringInfoData json;
 
 	initStringInfo(&json);
 	appendStringInfoChar(&json, '{');
-	append_text(&json, "event_id", slot_text(slot, "event_id"));
-	append_text(&json, "event_type", slot_text(slot, "event_type"));
-	append_text(&json, "endpoint", slot_endpoint(slot));
+	append_text(&json, "event_id", column_text(slot, &columns[COLUMN_EVENT_ID]));
+	append_text(&json, "event_type", column_text(slot, &columns[COLUMN_EVENT_TYPE]));
+	append_text(&json, "endpoint", endpoint_path(slot, &columns[COLUMN_ENDPOINT_ID]));
 	if (with_resource)
-		append_text(&json, "resource_id", slot_text(slot, "resource_id"));
-	append_number(&json, "seq", slot_text(slot, "seq"));
-	append_number(&json, "revision", slot_text(slot, "revision"));
+		append_text(&json, "resource_id", column_text(slot, &columns[COLUMN_RESOURCE_ID]));
+	append_number(&json, "seq", column_text(slot, &columns[COLUMN_SEQ]));
+	append_number(&json, "revision", column_text(slot, &columns[COLUMN_REVISION]));
 	appendStringInfoChar(&json, '}');
 	return json.data;
 }
 
 static char *
-quarantine_payload(TupleTableSlot *slot)
+quarantine_payload(TupleTableSlot *slot, Column *columns)
 {
 	StringInfoData json;
 
 	initStringInfo(&json);
 	appendStringInfoChar(&json, '{');
-	append_number(&json, "quarantine", slot_text(slot, "quarantine_id"));
-	append_text(&json, "reason", slot_text(slot, "reason"));
+	append_number(&json, "quarantine", column_text(slot, &columns[COLUMN_QUARANTINE_ID]));
+	append_text(&json, "reason", column_text(slot, &columns[COLUMN_REASON]));
 	appendStringInfoChar(&json, '}');
 	return json.data;
 }
@@ -157,17 +197,17 @@ send_or_collect(const char *payload)
 }
 
 static void
-notify_row(TupleTableSlot *slot)
+notify_row(TupleTableSlot *slot, Column *columns)
 {
 	char	   *payload;
 
-	if (SPI_fnumber(slot->tts_tupleDescriptor, "quarantine_id") > 0)
-		payload = quarantine_payload(slot);
+	if (columns[COLUMN_QUARANTINE_ID].attnum > 0)
+		payload = quarantine_payload(slot, columns);
 	else
 	{
-		payload = event_payload(slot, true);
+		payload = event_payload(slot, columns, true);
 		if (strlen(payload) > MAX_PAYLOAD)
-			payload = event_payload(slot, false);
+			payload = event_payload(slot, columns, false);
 	}
 	send_or_collect(payload);
 }
@@ -180,6 +220,7 @@ Datum
 banked_webhooks_notify(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	Column		columns[COLUMN_COUNT];
 	TupleTableSlot *slot;
 	MemoryContext row_context;
 
@@ -196,6 +237,7 @@ banked_webhooks_notify(PG_FUNCTION_ARGS)
 		return PointerGetDatum(NULL);
 
 	endpoint_cache_refresh();
+	find_columns(RelationGetDescr(trigger->tg_relation), columns);
 	slot = MakeSingleTupleTableSlot(RelationGetDescr(trigger->tg_relation),
 									&TTSOpsMinimalTuple);
 	row_context = AllocSetContextCreate(CurrentMemoryContext, "banked_webhooks notify",
@@ -206,7 +248,7 @@ banked_webhooks_notify(PG_FUNCTION_ARGS)
 	{
 		MemoryContext old = MemoryContextSwitchTo(row_context);
 
-		notify_row(slot);
+		notify_row(slot, columns);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(row_context);
 	}
