@@ -34,7 +34,6 @@
 #include "watch.h"
 
 /* Milliseconds. */
-#define LOOK_LOCK_TIMEOUT 200
 #define RETRY_AFTER 1000		/* when a piece of work failed */
 #define PURGE_PAUSE 200			/* between the steps of a removal */
 #define PURGE_SELDOM 600000
@@ -431,7 +430,7 @@ run_work(void (*work) (void))
 {
 	int			mark = notify_mark();
 
-	if (batch_run(work, LOOK_LOCK_TIMEOUT))
+	if (batch_run(work))
 	{
 		notify_send_collected();
 		return true;

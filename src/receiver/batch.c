@@ -57,6 +57,9 @@
 /* How long the next batches are stored with caution after a timeout, in milliseconds. */
 #define CAUTIOUS_FOR 60000
 
+/* How long work that is not a delivery's may wait for a lock, in milliseconds: deliveries wait meanwhile. */
+#define WORK_LOCK_TIMEOUT 200
+
 /* Log lines about deliveries and failures, at most so many a second. */
 #define LOG_LINES_PER_SECOND 10
 
@@ -765,7 +768,7 @@ batch_retry(int64 quarantine_id)
 }
 
 bool
-batch_run(void (*work) (void), int lock_timeout)
+batch_run(void (*work) (void))
 {
 	MemoryContext context = CurrentMemoryContext;
 	Batch		batch;
@@ -776,7 +779,7 @@ batch_run(void (*work) (void), int lock_timeout)
 	PG_TRY();
 	{
 		begin_transaction();
-		set_lock_timeout(lock_timeout);
+		set_lock_timeout(WORK_LOCK_TIMEOUT);
 		start_store_timer(bw_store_timeout);
 		work();
 		end_transaction();

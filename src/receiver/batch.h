@@ -39,9 +39,9 @@ extern bool batch_retry(int64 quarantine_id);
 extern void batch_clean_session(void);
 
 /*
- * Runs some work of the receiver's own in a transaction: bounded in time, and
- * in its waits for locks (milliseconds).  False when it failed and was rolled back.
+ * Runs some work of the receiver's own in a transaction, bounded in time and in
+ * its waits for locks.  False when it failed and was rolled back.
  */
-extern bool batch_run(void (*work) (void), int lock_timeout);
+extern bool batch_run(void (*work) (void));
 
 #endif							/* BW_BATCH_H */

@@ -22,15 +22,11 @@
 
 #include <malloc.h>
 
-#include "access/xact.h"
-#include "catalog/pg_type.h"
-#include "commands/dbcommands.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
-#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -38,15 +34,15 @@
 #include "batch.h"
 #include "counters.h"
 #include "endpoint_cache.h"
-#include "event_store.h"
+#include "gateway_link.h"
 #include "gateway_process.h"
 #include "handlers/scheduler.h"
 #include "notify.h"
 #include "quarantine.h"
 #include "receiver.h"
 #include "rejection_log.h"
+#include "service.h"
 #include "settings.h"
-#include "statements.h"
 #include "tls_files.h"
 
 /* Milliseconds. */
@@ -58,20 +54,13 @@
 #define GATEWAY_RETRY_NEVER_READY 10000 /* for one that does not even start */
 #define GATEWAY_SETTLED_AFTER 1000
 #define DRAIN_TIME 800
-#define LOOK_LOCK_TIMEOUT 200	/* for the receiver's own look-ups */
-#define LOOK_RETRY 1000			/* when one of them failed */
+#define LOOK_RETRY 1000			/* when a look-up of the receiver's own failed */
 
 /* After a row of quarantine was tried again, for so many times as long as that took none is. */
 #define RETRY_SHARE 4
 
-/* An arrival that the gateway reports is believed when it is no older than this. */
-#define MAX_ARRIVAL_AGE (60 * USECS_PER_SEC)
-
 /* Free memory that malloc may keep, in bytes. */
 #define MALLOC_KEEP (16 * 1024 * 1024)
-
-/* Buffers that grew beyond this are given back when they are empty. */
-#define KEEP_BUFFER (1024 * 1024)
 
 typedef struct Receiver
 {
@@ -85,35 +74,14 @@ typedef struct Receiver
 	WaitEventSet *wait_set;		/* null: to be made anew */
 	int			link_position;	/* of the link in it */
 	bool		link_writable_wanted;
-	uint64		generation;		/* that the service was last checked at */
-	TimestampTz check_at;		/* when to check again regardless */
-	char	   *database_settings;	/* see read_database_settings */
-	TimestampTz last_received_at;
 	TimestampTz retry_at;		/* when a row of quarantine is due: look then; a latch may mean sooner */
 	TimestampTz retry_not_before;
 	TimestampTz stats_at;		/* when to report statistics that were held back */
 	TimestampTz refresh_at;		/* when to read the endpoints again after a failure */
-	uint64		paths_version;	/* of the endpoint cache, as the gateway has it */
 	MemoryContext turn_context; /* reset each turn */
-	Delivery   *deliveries;		/* room for max_batch of them */
-	int			delivery_room;
-	ConfigFrame config;			/* as the gateway has it */
 } Receiver;
 
 static Receiver receiver = {.stats_at = DT_NOEND};
-
-static Statement read_paused = {
-	.sql = "SELECT paused FROM banked.service_state"
-};
-
-/* What ALTER DATABASE and ALTER ROLE ... SET have set for this session: it can only be read at connect. */
-static Statement read_database_settings = {
-	.sql = "SELECT coalesce(string_agg(setdatabase || ':' || setrole || ':' || setconfig::text, ';' "
-	"ORDER BY setdatabase, setrole), '') FROM pg_db_role_setting "
-	"WHERE setdatabase IN (0, $1) AND setrole IN (0, $2)",
-	.nargs = 2,
-	.argtypes = {OIDOID, OIDOID}
-};
 
 static TimestampTz
 in_milliseconds(int milliseconds)
@@ -148,105 +116,6 @@ attach(int index)
 	LWLockRelease(shared_state->lock);
 
 	BackgroundWorkerInitializeConnectionByOid(my_slot->database, my_slot->role, 0);
-}
-
-/* Ends this process until the generation moves on. */
-static void
-park(ParkReason reason)
-{
-	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	my_slot->parked_at = receiver.generation;
-	my_slot->park_reason = reason;
-	LWLockRelease(shared_state->lock);
-}
-
-static bool
-is_paused(void)
-{
-	bool		isnull;
-
-	if (!OidIsValid(statements_relation("service_state")))
-		return false;
-	(void) statements_run(&read_paused, NULL, NULL, 1);
-	return SPI_processed == 1 &&
-		DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-}
-
-static char *
-get_database_settings(void)
-{
-	Datum		values[2] = {ObjectIdGetDatum(MyDatabaseId), ObjectIdGetDatum(my_slot->role)};
-	bool		isnull;
-	Datum		settings;
-
-	(void) statements_run(&read_database_settings, values, NULL, 1);
-	settings = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
-	return MemoryContextStrdup(TopMemoryContext, TextDatumGetCString(settings));
-}
-
-/* What a look at the database says about this receiver. */
-static struct
-{
-	ParkReason	park;
-	char	   *settings;
-}			service;
-
-static void
-look_at_service(void)
-{
-	Identity	before;
-
-	service.park = PARK_NONE;
-	service.settings = NULL;
-	if (!statements_extension_exists())
-	{
-		service.park = PARK_NO_EXTENSION;
-		return;
-	}
-	SPI_connect();
-	statements_become_owner(&before);
-	if (is_paused())
-		service.park = PARK_PAUSED;
-	service.settings = get_database_settings();
-	statements_restore(&before);
-	SPI_finish();
-}
-
-/*
- * Is this receiver still to run as it does?  When not it has parked, or is
- * to be started again with the settings that its database has now.
- */
-static bool
-check_service(void)
-{
-	bool		unchanged;
-
-	receiver.generation = pg_atomic_read_u64(&shared_state->generation);
-	receiver.check_at = DT_NOEND;
-	if (!batch_run(look_at_service, LOOK_LOCK_TIMEOUT))
-	{
-		receiver.check_at = in_milliseconds(LOOK_RETRY);
-		return true;
-	}
-	if (service.park != PARK_NONE)
-	{
-		park(service.park);
-		return false;
-	}
-	if (receiver.database_settings == NULL)
-	{
-		receiver.database_settings = service.settings;
-		return true;
-	}
-	unchanged = strcmp(service.settings, receiver.database_settings) == 0;
-	pfree(service.settings);
-	if (!unchanged)
-	{
-		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-		my_slot->restarting = true;
-		LWLockRelease(shared_state->lock);
-	}
-	return unchanged;
 }
 
 static void
@@ -359,71 +228,12 @@ replace_gateway(const char *reason)
 	}
 }
 
-static ConfigFrame
-current_config(void)
-{
-	ConfigFrame config;
-
-	memset(&config, 0, sizeof(config));
-	config.max_body_size = (uint64) bw_max_body_size * 1024;
-	config.max_header_size = bw_max_header_size * 1024;
-	config.max_connections = bw_max_connections;
-	config.max_pending = bw_max_pending;
-	config.max_pending_size = Max((uint64) bw_max_pending_size * 1024, config.max_body_size);
-	config.request_timeout = bw_request_timeout;
-	config.answer_timeout = bw_answer_timeout;
-	return config;
-}
-
-static void
-send_config(bool always)
-{
-	ConfigFrame config = current_config();
-
-	if (!always && memcmp(&config, &receiver.config, sizeof(config)) == 0)
-		return;
-	receiver.config = config;
-	(void) frame_put_config(&receiver.gateway.out, &config);
-}
-
-/* Sends what HTTPS is served with, when it is served. */
-static void
-send_tls(void)
-{
-	if (receiver.listeners.tls_port != 0)
-		receiver.gateway.secret_sent = tls_files_put(&receiver.gateway.out);
-}
-
-/* Writes to the gateway what it takes now. */
-static void
-flush_gateway(void)
-{
-	Gateway    *gateway = &receiver.gateway;
-
-	(void) frame_buffer_write(&gateway->out, gateway->link);
-	if (gateway->secret_sent && frame_buffer_length(&gateway->out) == 0)
-	{
-		frame_buffer_cleanse(&gateway->out);
-		gateway->secret_sent = false;
-	}
-}
-
-static void
-send_paths(void)
-{
-	Size		count;
-	PathEntry  *paths = endpoint_cache_paths(&count);
-
-	(void) frame_put_paths(&receiver.gateway.out, paths, count);
-	receiver.paths_version = endpoint_cache_version();
-}
-
 /* Brings the endpoint cache up to date, outside of a batch. */
 static void
 refresh_endpoints(void)
 {
 	receiver.refresh_at = 0;
-	if (!batch_run(endpoint_cache_refresh, LOOK_LOCK_TIMEOUT))
+	if (!batch_run(endpoint_cache_refresh))
 		receiver.refresh_at = in_milliseconds(LOOK_RETRY);
 }
 
@@ -435,134 +245,7 @@ start_gateway(void)
 		schedule_gateway(false, false);
 		return;
 	}
-	send_config(true);
-	send_tls();
-	send_paths();
-}
-
-/*
- * The arrival of a delivery as PostgreSQL counts time: what the gateway says
- * where that can be, and later than any before.
- */
-static TimestampTz
-arrival_time(int64 unix_microseconds, TimestampTz now)
-{
-	TimestampTz arrived = unix_microseconds -
-		(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
-
-	if (unix_microseconds <= 0 || arrived > now || arrived < now - MAX_ARRIVAL_AGE)
-		arrived = now;
-	if (arrived <= receiver.last_received_at)
-		arrived = receiver.last_received_at + 1;
-	receiver.last_received_at = arrived;
-	return arrived;
-}
-
-static void
-add_delivery(int index, const DeliveryFrame *frame, TimestampTz now)
-{
-	Delivery   *delivery = &receiver.deliveries[index];
-
-	memset(delivery, 0, sizeof(*delivery));
-	delivery->number = frame->number;
-	delivery->path = frame->path;
-	delivery->path_length = frame->path_length;
-	delivery->signature_text = frame->signature;
-	delivery->signature_length = frame->signature_length;
-	delivery->body = (const char *) frame->body;
-	delivery->body_length = frame->body_length;
-	delivery->address = frame->address;
-	delivery->received_at = arrival_time(frame->arrived_at, now);
-}
-
-/* Adds what a total has grown by since it was last seen. */
-#define COUNT_GROWTH(counter, total, seen) \
-	do { \
-		if ((total) > (seen)) \
-			COUNT(counter, (total) - (seen)); \
-		(seen) = (total); \
-	} while (0)
-
-static void
-take_status(const StatusFrame *status)
-{
-	Gateway    *gateway = &receiver.gateway;
-
-	pg_atomic_write_u64(&my_slot->counters.connections, status->connections);
-	pg_atomic_write_u64(&my_slot->counters.pending, status->pending);
-	pg_atomic_write_u64(&my_slot->counters.pending_size, status->pending_size);
-	pg_atomic_write_u64(&my_slot->counters.sandboxed, status->sandboxed ? 1 : 0);
-	COUNT_GROWTH(connections_total, status->connections_total, gateway->connections_seen);
-	COUNT_GROWTH(requests_total, status->requests_total, gateway->requests_seen);
-	for (int i = 0; i < REJECTION_COUNT; i++)
-		COUNT_GROWTH(rejections[i], status->rejections[i], gateway->rejections_seen[i]);
-}
-
-/* Takes one frame; false when it is not one that a gateway sends. */
-static bool
-take_frame(const Frame *frame, int *delivery_count, Size *delivery_bytes, TimestampTz now)
-{
-	DeliveryFrame delivery;
-	RejectionFrame rejection;
-	StatusFrame status;
-	HelloFrame	hello;
-
-	switch (frame->type)
-	{
-		case FRAME_HELLO:
-			receiver.gateway.ready = frame_get_hello(frame, &hello);
-			return receiver.gateway.ready;
-		case FRAME_DELIVERY:
-			if (!frame_get_delivery(frame, &delivery))
-				return false;
-			add_delivery((*delivery_count)++, &delivery, now);
-			*delivery_bytes += delivery.body_length;
-			return true;
-		case FRAME_STATUS:
-			if (!frame_get_status(frame, &status))
-				return false;
-			take_status(&status);
-			return true;
-		case FRAME_REJECTION:
-			if (!frame_get_rejection(frame, &rejection))
-				return false;
-			rejection_log_add(rejection.reason, &rejection.address, rejection.path,
-							  rejection.path_length, rejection.count);
-			return true;
-		default:
-			return false;
-	}
-}
-
-/*
- * Takes frames off the buffer until it holds no complete one or the batch is
- * full.  Returns false when the gateway has sent something else.
- */
-static bool
-take_frames(int *delivery_count)
-{
-	TimestampTz now = GetCurrentTimestamp();
-	Size		bytes = 0;
-	Frame		frame;
-
-	*delivery_count = 0;
-	while (*delivery_count < receiver.delivery_room &&
-		   bytes < (Size) bw_max_batch_size * 1024)
-	{
-		switch (frame_next(&receiver.gateway.in, &frame))
-		{
-			case FRAME_INCOMPLETE:
-				return true;
-			case FRAME_MALFORMED:
-				return false;
-			case FRAME_COMPLETE:
-				receiver.gateway.ping_outstanding = false;
-				if (!take_frame(&frame, delivery_count, &bytes, now))
-					return false;
-				break;
-		}
-	}
-	return true;
+	gateway_link_greet(receiver.listeners.tls_port != 0);
 }
 
 /* PostgreSQL takes statistics once a second at most; autovacuum must see the last ones of a burst too. */
@@ -574,34 +257,19 @@ report_stats(void)
 	receiver.stats_at = held_back > 0 ? in_milliseconds(held_back) : DT_NOEND;
 }
 
-static void
-send_answers(Delivery **deliveries, int count)
-{
-	AnswerEntry *answers = palloc(sizeof(AnswerEntry) * count);
-
-	for (int i = 0; i < count; i++)
-	{
-		answers[i].number = deliveries[i]->number;
-		answers[i].status = delivery_status(deliveries[i]);
-	}
-	(void) frame_put_answers(&receiver.gateway.out, answers, count);
-	(void) frame_buffer_write(&receiver.gateway.out, receiver.gateway.link);
-	pfree(answers);
-}
-
 /* Stores the deliveries taken, answers them, and does what can wait until then. */
 static void
-run_batch(int count)
+run_batch(Delivery *deliveries, int count)
 {
 	bool		stored = false;
 
 	pgstat_report_activity(STATE_RUNNING, "storing webhooks");
-	batch_store(receiver.deliveries, count, send_answers);
+	batch_store(deliveries, count, gateway_link_answer);
 	MemoryContextSwitchTo(receiver.turn_context);
 
 	for (int i = 0; i < count; i++)
 	{
-		Delivery   *delivery = &receiver.deliveries[i];
+		Delivery   *delivery = &deliveries[i];
 
 		stored |= delivery->authentic;
 		if (delivery_was_refused(delivery))
@@ -615,52 +283,33 @@ run_batch(int count)
 	pgstat_report_activity(STATE_IDLE, NULL);
 }
 
-/* Makes room for max_batch deliveries. */
-static void
-fit_delivery_room(void)
-{
-	if (receiver.delivery_room == bw_max_batch)
-		return;
-	if (receiver.deliveries != NULL)
-		pfree(receiver.deliveries);
-	receiver.deliveries = MemoryContextAlloc(TopMemoryContext, sizeof(Delivery) * bw_max_batch);
-	receiver.delivery_room = bw_max_batch;
-}
-
 /* Reads what the gateway has sent and works it off. */
 static void
 serve_gateway(void)
 {
-	Gateway    *gateway = &receiver.gateway;
-	FrameIoResult io;
+	Delivery   *deliveries;
 	int			count;
 
-	io = frame_buffer_read(&gateway->in, gateway->link, (Size) bw_max_batch_size * 1024);
-	if (io == FRAME_IO_CLOSED || io == FRAME_IO_ERROR)
+	if (!gateway_link_read())
 	{
 		replace_gateway(NULL);
 		return;
 	}
-	if (io == FRAME_IO_OK)
-	{
-		gateway->heard_at = GetCurrentTimestamp();
-	}
 	do
 	{
-		if (!take_frames(&count))
+		if (!gateway_link_take(&deliveries, &count))
 		{
 			replace_gateway("sent a malformed frame");
 			return;
 		}
 		if (count > 0)
 		{
-			run_batch(count);
+			run_batch(deliveries, count);
 			MemoryContextReset(receiver.turn_context);
 		}
 		CHECK_FOR_INTERRUPTS();
 	} while (count > 0 && !batch_shutdown_requested);
-	frame_buffer_compact(&gateway->in, KEEP_BUFFER);
-	frame_buffer_compact(&gateway->out, KEEP_BUFFER);
+	gateway_link_compact();
 }
 
 /*
@@ -700,7 +349,7 @@ retry_quarantine(void)
 	TimestampTz start = GetCurrentTimestamp();
 	bool		tried;
 
-	if (!batch_run(find_due_retry, LOOK_LOCK_TIMEOUT))
+	if (!batch_run(find_due_retry))
 	{
 		receiver.retry_at = in_milliseconds(LOOK_RETRY);
 		return;
@@ -727,12 +376,10 @@ reload_settings(void)
 {
 	ConfigReloadPending = false;
 	ProcessConfigFile(PGC_SIGHUP);
-	fit_delivery_room();
 	endpoint_cache_retry_unreadable();
-	if (receiver.gateway.pid != 0)
-		send_config(false);
-	if (tls_files_load() && receiver.gateway.pid != 0)
-		send_tls();
+	gateway_link_follow_settings();
+	if (tls_files_load() && receiver.gateway.pid != 0 && receiver.listeners.tls_port != 0)
+		gateway_link_send_tls();
 }
 
 /*
@@ -813,8 +460,7 @@ do_what_is_due(void)
 		follow_listen_settings();
 		follow_sandbox_setting();
 	}
-	if ((receiver.generation != pg_atomic_read_u64(&shared_state->generation) ||
-		 GetCurrentTimestamp() >= receiver.check_at) && !check_service())
+	if (service_is_to_check() && !service_check())
 		return false;
 	if (!endpoint_cache_is_current() && GetCurrentTimestamp() >= receiver.refresh_at)
 		refresh_endpoints();
@@ -823,8 +469,7 @@ do_what_is_due(void)
 	if (receiver.listeners.count > 0 && receiver.gateway.pid == 0 &&
 		GetCurrentTimestamp() >= receiver.gateway_at)
 		start_gateway();
-	if (receiver.gateway.pid != 0 && receiver.paths_version != endpoint_cache_version())
-		send_paths();
+	gateway_link_follow_endpoints();
 	if (my_slot->number == 0 && GetCurrentTimestamp() >= retry_time())
 		retry_quarantine();
 	if (GetCurrentTimestamp() >= rejection_log_due_at())
@@ -845,7 +490,7 @@ earlier(TimestampTz a, TimestampTz b)
 static long
 wait_time(void)
 {
-	TimestampTz until = earlier(earlier(rejection_log_due_at(), receiver.check_at), receiver.stats_at);
+	TimestampTz until = earlier(earlier(rejection_log_due_at(), service_check_at()), receiver.stats_at);
 	Gateway    *gateway = &receiver.gateway;
 
 	if (receiver.refresh_at != 0)
@@ -934,11 +579,10 @@ main_loop(void)
 		MemoryContextReset(receiver.turn_context);
 		if (!do_what_is_due())
 			return;
-		if (receiver.gateway.pid != 0)
-			flush_gateway();
+		gateway_link_flush();
 		/* Handlers come last: the gateway has its news by now. */
 		if (my_slot->number == 0)
-			scheduler_run(receiver.generation);
+			scheduler_run(service_generation());
 
 		link_readable = wait_for_events(&waited);
 		CHECK_FOR_INTERRUPTS();
@@ -970,9 +614,9 @@ banked_webhooks_receiver_main(Datum arg)
 												  ALLOCSET_DEFAULT_SIZES);
 	pgstat_report_activity(STATE_IDLE, NULL);
 
-	if (!check_service())
+	if (!service_check())
 		proc_exit(0);
-	fit_delivery_room();
+	gateway_link_init(&receiver.gateway);
 	(void) tls_files_load();
 	main_loop();
 	listeners_close(&receiver.listeners);

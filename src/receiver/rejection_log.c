@@ -23,7 +23,6 @@
 
 #define MAX_NOTES 64
 #define WRITE_INTERVAL 1000		/* milliseconds */
-#define LOCK_TIMEOUT_MS 100
 
 typedef struct Note
 {
@@ -173,7 +172,7 @@ rejection_log_write(void)
 {
 	written_at = GetCurrentTimestamp();
 	/* The record is a convenience: what cannot be written is dropped. */
-	if (!batch_run(write_notes, LOCK_TIMEOUT_MS))
+	if (!batch_run(write_notes))
 		known_rows = -1;
 	note_count = 0;
 }
