@@ -5,18 +5,10 @@
 #ifndef BW_BATCH_H
 #define BW_BATCH_H
 
-#include <signal.h>
-
 #include "delivery.h"
 
-/* SIGTERM has come: finish and leave. */
-extern volatile sig_atomic_t batch_shutdown_requested;
-
-/* Installs the signal handlers and timeouts of a receiver; called once, before the connection. */
+/* Prepares the session; called once, after the connection. */
 extern void batch_init(void);
-
-/* What can be done only after the connection. */
-extern void batch_init_session(void);
 
 /* Is told of deliveries as soon as their outcomes are final. */
 typedef void (*BatchDecided) (Delivery **deliveries, int count);
@@ -34,9 +26,6 @@ extern void batch_store(Delivery *deliveries, int count, BatchDecided decided);
  * not due (any more), somebody else has it, or the database cannot store now.
  */
 extern bool batch_retry(int64 quarantine_id);
-
-/* Undoes what users' code may have left behind in the session; outside transactions. */
-extern void batch_clean_session(void);
 
 /*
  * Runs some work of the receiver's own in a transaction, bounded in time and in

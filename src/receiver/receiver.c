@@ -44,6 +44,7 @@
 #include "service.h"
 #include "settings.h"
 #include "tls_files.h"
+#include "transaction.h"
 
 /* Milliseconds. */
 #define PING_AFTER 250			/* of silence */
@@ -278,7 +279,7 @@ run_batch(Delivery *deliveries, int count)
 	}
 	notify_send_collected();
 	if (stored)
-		batch_clean_session();
+		transaction_clean_session();
 	report_stats();
 	pgstat_report_activity(STATE_IDLE, NULL);
 }
@@ -308,7 +309,7 @@ serve_gateway(void)
 			MemoryContextReset(receiver.turn_context);
 		}
 		CHECK_FOR_INTERRUPTS();
-	} while (count > 0 && !batch_shutdown_requested);
+	} while (count > 0 && !transaction_shutdown_requested);
 	gateway_link_compact();
 }
 
@@ -361,7 +362,7 @@ retry_quarantine(void)
 	tried = batch_retry(due_retry);
 	MemoryContextSwitchTo(receiver.turn_context);
 	notify_send_collected();
-	batch_clean_session();
+	transaction_clean_session();
 	report_stats();
 	pgstat_report_activity(STATE_IDLE, NULL);
 
@@ -570,7 +571,7 @@ wait_for_events(int64 *waited)
 static void
 main_loop(void)
 {
-	while (!batch_shutdown_requested)
+	while (!transaction_shutdown_requested)
 	{
 		bool		link_readable;
 		int64		waited;
@@ -586,7 +587,7 @@ main_loop(void)
 
 		link_readable = wait_for_events(&waited);
 		CHECK_FOR_INTERRUPTS();
-		if (link_readable && !batch_shutdown_requested)
+		if (link_readable && !transaction_shutdown_requested)
 			serve_gateway();
 		if (receiver.gateway.pid != 0)
 			watch_gateway(waited);
@@ -601,14 +602,15 @@ banked_webhooks_receiver_main(Datum arg)
 	(void) mallopt(M_MMAP_THRESHOLD, MALLOC_KEEP);
 	(void) mallopt(M_TOP_PAD, 1024 * 1024);
 
-	batch_init();
+	transaction_init();
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGPIPE, SIG_IGN);
 	BackgroundWorkerUnblockSignals();
 
 	attach(DatumGetInt32(arg));
 	SetConfigOption("application_name", MyBgworkerEntry->bgw_type, PGC_USERSET, PGC_S_OVERRIDE);
-	batch_init_session();
+	transaction_init_session();
+	batch_init();
 	gateway_init(&receiver.gateway);
 	receiver.turn_context = AllocSetContextCreate(TopMemoryContext, "banked_webhooks batch",
 												  ALLOCSET_DEFAULT_SIZES);
