@@ -696,7 +696,7 @@ BEGIN
 		COMMENT ON COLUMN banked.quarantine.reason IS
 			'invalid_json, missing_identity, identity_too_long, live_mismatch, trigger_error, trigger_suppressed, timeout, out_of_memory';
 		COMMENT ON COLUMN banked.quarantine.sqlstate IS 'of the error that kept it from becoming an event, if it was one';
-		COMMENT ON COLUMN banked.quarantine.message IS 'of that error; may quote the body';
+		COMMENT ON COLUMN banked.quarantine.message IS 'of that error, its first 8 kB; may quote the body';
 		COMMENT ON COLUMN banked.quarantine.attempts IS 'how often it was tried again';
 		COMMENT ON COLUMN banked.quarantine.next_attempt_at IS
 			'when it will be tried again by itself; null: not before reprocess()';

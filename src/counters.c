@@ -119,6 +119,7 @@ counters_reset(ReceiverSlot *slot)
 
 	for (size_t i = 0; i < sizeof(Counters) / sizeof(pg_atomic_uint64); i++)
 		pg_atomic_write_u64(&counter[i], 0);
+	memset(&slot->unstoppable, 0, sizeof(slot->unstoppable));
 	for (int i = 0; i < MAX_COUNTED_KEYS; i++)
 	{
 		pg_atomic_write_u64(&slot->keys[i].deliveries, 0);

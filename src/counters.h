@@ -30,8 +30,10 @@
 #include "utils/uuid.h"
 
 #include "frame.h"
+#include "signature.h"
 
 #define MAX_SLOTS 64			/* receivers of all databases together */
+#define MAX_UNSTOPPABLE 8		/* deliveries that a slot remembers, see Unstoppable */
 #define MAX_COUNTED_KEYS 32		/* signing keys that a slot counts deliveries of */
 #define MAX_HOLDS 16			/* commands that keep a database free of receivers at one time */
 
@@ -90,6 +92,18 @@ typedef struct KeyUse
 	pg_atomic_uint64 last_used; /* TimestampTz, arrival of the last one */
 } KeyUse;
 
+/* What a receiver that had to be ended leaves to the next one: see receiver/unstoppable.c. */
+typedef struct Unstoppable
+{
+	TimestampTz sought_until;	/* 0: not sought */
+	int			next;			/* to be overwritten */
+	struct
+	{
+		TimestampTz noted_at;	/* 0: free */
+		uint8		body_sha256[SIGNATURE_SIZE];
+	}			noted[MAX_UNSTOPPABLE];
+} Unstoppable;
+
 typedef struct ReceiverSlot
 {
 	bool		used;			/* given out by the launcher */
@@ -111,6 +125,7 @@ typedef struct ReceiverSlot
 	uint64		parked_at;		/* generation that the receiver gave up at */
 	ParkReason	park_reason;	/* why, for stats() */
 
+	Unstoppable unstoppable;
 	Counters	counters;
 	KeyUse		keys[MAX_COUNTED_KEYS]; /* those used last */
 } ReceiverSlot;

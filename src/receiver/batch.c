@@ -28,6 +28,7 @@
 #include "quarantine.h"
 #include "settings.h"
 #include "transaction.h"
+#include "unstoppable.h"
 
 /* Into how many parts a batch that failed is cut. */
 #define PARTS 8
@@ -78,6 +79,7 @@ static TimestampTz patient_from = 0;	/* when a slow delivery may have its full t
 void
 batch_init(void)
 {
+	unstoppable_init();
 	event_rows_allow_optimism();
 	notify_collect();
 }
@@ -180,9 +182,11 @@ attempt(Batch *batch, Step step, Delivery **deliveries, int count)
 	Attempt		attempt = {.step = step, .deliveries = deliveries, .count = count};
 	int			mark = notify_mark();
 	TimestampTz start = GetCurrentTimestamp();
-	bool		done = transaction_run(TRANSACTION_DELIVERIES, &batch->limits, take_step, &attempt,
-									   &batch->error);
+	bool		done;
 
+	unstoppable_watch(deliveries, count);
+	done = transaction_run(TRANSACTION_DELIVERIES, &batch->limits, take_step, &attempt,
+						   &batch->error);
 	if (!done)
 		notify_rewind(mark);
 	else if (transaction_was_cut_short(batch->limits.signals))
@@ -366,6 +370,17 @@ init_batch(Batch *batch)
 	batch->lock_budget = 2 * (int64) bw_store_lock_timeout;
 }
 
+/* One that ended a receiver does not come near its trigger again for a while. */
+static void
+spare_unstoppable(Delivery *delivery)
+{
+	if (delivery->judged != OUTCOME_PENDING || !unstoppable_is_known(delivery))
+		return;
+	delivery_to_quarantine(delivery, QUARANTINE_TIMEOUT, ERRCODE_QUERY_CANCELED,
+						   "code that runs while it is stored does not react to its cancellation");
+	delivery->judged = OUTCOME_QUARANTINED;
+}
+
 /* Judges all deliveries. */
 static void
 examine_all(void *argument)
@@ -376,7 +391,10 @@ examine_all(void *argument)
 	endpoint_cache_refresh();
 	MemoryContextSwitchTo(context);
 	for (int i = 0; i < attempt->count; i++)
+	{
 		examine_delivery(attempt->deliveries[i]);
+		spare_unstoppable(attempt->deliveries[i]);
+	}
 }
 
 static void
@@ -404,7 +422,7 @@ store_in_groups(Batch *batch, Delivery **deliveries, int count)
 {
 	for (int i = 0; i < count;)
 	{
-		int			group = Min(group_limit, count - i);
+		int			group = unstoppable_is_sought() ? 1 : Min(group_limit, count - i);
 
 		if (i > 0 && must_give_up(batch))
 		{
@@ -476,7 +494,10 @@ read_and_examine(void *argument)
 	MemoryContextSwitchTo(context);
 	retry->found = quarantine_read(retry->quarantine_id, true, retry->delivery);
 	if (retry->found)
+	{
 		examine_body(retry->delivery, NULL, NULL);
+		spare_unstoppable(retry->delivery);
+	}
 }
 
 bool

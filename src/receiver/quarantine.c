@@ -9,6 +9,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -25,6 +26,9 @@ static Statement insert_quarantine = {
 	.argtypes = {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, UUIDOID, BYTEAOID,
 	BYTEAOID, BYTEAOID, TEXTOID, TEXTOID, TEXTOID}
 };
+
+/* The longest message that is kept, in bytes: one of a trigger may quote a whole body. */
+#define MAX_MESSAGE 8192
 
 /* A further attempt has failed: the pause doubles, up to an hour. */
 static Statement update_quarantine = {
@@ -88,6 +92,19 @@ null_flag(bool isnull)
 	return isnull ? 'n' : ' ';
 }
 
+/* As much of a message as is kept; meaningless when it is null. */
+static Datum
+message_datum(const char *message)
+{
+	int			length;
+
+	if (message == NULL)
+		return (Datum) 0;
+	length = strlen(message);
+	return PointerGetDatum(cstring_to_text_with_len(message,
+													pg_mbcliplen(message, length, MAX_MESSAGE)));
+}
+
 void
 quarantine_put(Delivery *delivery)
 {
@@ -113,7 +130,7 @@ quarantine_put(Delivery *delivery)
 		nulls[8] = null_flag(sqlstate == NULL);
 		values[8] = sqlstate == NULL ? (Datum) 0 : CStringGetTextDatum(sqlstate);
 		nulls[9] = null_flag(delivery->message == NULL);
-		values[9] = delivery->message == NULL ? (Datum) 0 : CStringGetTextDatum(delivery->message);
+		values[9] = message_datum(delivery->message);
 		(void) statements_run(&insert_quarantine, values, nulls, 0);
 	}
 	else
@@ -123,7 +140,7 @@ quarantine_put(Delivery *delivery)
 		nulls[2] = null_flag(sqlstate == NULL);
 		values[2] = sqlstate == NULL ? (Datum) 0 : CStringGetTextDatum(sqlstate);
 		nulls[3] = null_flag(delivery->message == NULL);
-		values[3] = delivery->message == NULL ? (Datum) 0 : CStringGetTextDatum(delivery->message);
+		values[3] = message_datum(delivery->message);
 		(void) statements_run(&update_quarantine, values, nulls, 0);
 	}
 	statements_restore(&before);

@@ -150,6 +150,12 @@ transaction_signals(void)
 }
 
 bool
+transaction_is_unstoppable(void)
+{
+	return cancellable && timer_fired > CANCEL_REPEATS;
+}
+
+bool
 transaction_was_cut_short(int signals_before)
 {
 	/* ProcDiePending: PostgreSQL ends the wait by itself when the postmaster has died. */

@@ -66,6 +66,9 @@ extern int	transaction_signals(void);
  */
 extern bool transaction_was_cut_short(int signals);
 
+/* Does the running transaction go on after repeated cancellations, so that the process is ended? */
+extern bool transaction_is_unstoppable(void);
+
 /* Undoes what users' code may have left behind in the session; outside transactions. */
 extern void transaction_clean_session(void);
 

@@ -25,6 +25,17 @@ begin
 	if new.event_id like 'loop%' then
 		loop end loop;
 	end if;
+	if new.event_id like 'stubborn%' then
+		loop
+			begin
+				perform pg_sleep(60);
+			exception when query_canceled then null;
+			end;
+		end loop;
+	end if;
+	if new.event_id like 'talkative%' then
+		raise exception '%', repeat(U&'\00e9', 100000);
+	end if;
 	if new.event_id like 'wait%' then
 		perform pg_advisory_xact_lock(42);
 	end if;
@@ -121,6 +132,24 @@ is($service->sql('select note from banked.quarantine where dismissed_at is not n
 	is(deliver('loop'), 200, 'a trigger that never ends: 200');
 	ok(time - $start < 10, 'after store_timeout');
 	like(quarantine('loop'), qr/^timeout\|/, 'and quarantine');
+}
+
+# One that says much.
+is(deliver('talkative'), 200, 'a trigger with a long message: 200');
+is($service->sql(q(select octet_length(message), message = repeat(U&'\00e9', 4096) from banked.quarantine where convert_from(body, 'UTF8') like '%"talkative"%')),
+	'8192|t', 'of which the beginning is kept');
+
+# One that catches its cancellation: nothing but the end of the process stops it.
+{
+	my $mark = $service->log_mark;
+	$service->allow('receiver of webhooks ends|does not react to its cancellation|terminating background worker');
+	my %status = deliver_together('stubborn', 'near-stubborn-1', 'near-stubborn-2');
+	ok_until(sub { deliver('stubborn') == 200 }, 'a trigger that catches its cancellation: 200 in the end');
+	is(quarantine('stubborn'), 'timeout|57014|code that runs while it is stored does not react to its cancellation', 'and quarantine');
+	my $ended = () = $service->log_since($mark) =~ /a receiver of webhooks ends, since/g;
+	ok($ended <= 2, 'two receivers at most had to end');
+	is(tally(map { deliver("near-stubborn-$_") } 1, 2), '200: 2', 'others are stored');
+	is(deliver('stubborn'), 200, 'once known it is no further trouble');
 }
 
 # One that waits for a lock.
