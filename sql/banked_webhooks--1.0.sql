@@ -13,7 +13,10 @@
  * who created the extension.  Each fixes its search_path, and nothing that
  * they read or write can be made by anybody else.  Signing keys and bodies
  * appear in no message: they are checked here before they reach a statement
- * whose failure would print its row.
+ * whose failure would print its row.  A plan made for the values of its
+ * parameters shows them: to auto_explain's log, and by debug_print_plan, which
+ * everybody may set, to the caller.  So functions that have a secret in a
+ * variable, or pass it on, set plan_cache_mode = force_generic_plan.
  *
  * Names that begin with an underscore are for the extension's own use.
  */
@@ -1431,7 +1434,7 @@ COMMENT ON FUNCTION banked._add_signing_key(uuid, text) IS
 CREATE FUNCTION banked._register_endpoint(path text, events text[], signing_key text, key_from_file text,
 										  timestamp_tolerance interval, live boolean, description text,
 										  OUT endpoint_id uuid, OUT generated_key text)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
 	new_key_id uuid;
@@ -1548,7 +1551,7 @@ COMMENT ON FUNCTION banked.retire_endpoint(text) IS
 
 CREATE FUNCTION banked._rotate_signing_key(path text, signing_key text, key_from_file text, overlap interval,
 										   OUT key_id uuid, OUT generated_key text)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
 	endpoint record;
@@ -1634,7 +1637,7 @@ COMMENT ON FUNCTION banked.forget_signing_key(uuid) IS
 
 CREATE FUNCTION banked.rotate_master_key(old_key_file text DEFAULT NULL)
 RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
 	changed bigint := 0;
@@ -1719,7 +1722,7 @@ COMMENT ON FUNCTION banked._check_api_secret(text, text) IS
 CREATE FUNCTION banked._set_api_credentials(name text, api_key text, secret_key text, key_from_file text,
 											auth text, scope text, base_url text, api_version text)
 RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
 	version text := lower(api_version);
@@ -1779,7 +1782,7 @@ CREATE FUNCTION banked.set_api_credentials(name text DEFAULT 'default', api_key 
 										   secret_key_file text DEFAULT NULL, auth text DEFAULT 'basic', scope text DEFAULT NULL,
 										   base_url text DEFAULT NULL, api_version text DEFAULT NULL)
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SET plan_cache_mode = force_generic_plan
 AS $$
 BEGIN
 	PERFORM banked._set_api_credentials(name, api_key, secret_key, banked._read_key_file(secret_key_file),
@@ -1911,7 +1914,7 @@ COMMENT ON FUNCTION banked.api_list_webhooks(text) IS
 
 CREATE FUNCTION banked.api_create_webhook(target_url text, signature_key text, events text[], credentials text DEFAULT 'default')
 RETURNS TABLE (webhook_id text, url text, event_types text[], webhook jsonb)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
 AS $$
 BEGIN
 	PERFORM banked._check_owners();
@@ -1933,7 +1936,7 @@ COMMENT ON FUNCTION banked.api_create_webhook(text, text, text[], text) IS
 CREATE FUNCTION banked.api_update_webhook(id text, target_url text DEFAULT NULL, signature_key text DEFAULT NULL,
 										  events text[] DEFAULT NULL, credentials text DEFAULT 'default')
 RETURNS TABLE (webhook_id text, url text, event_types text[], webhook jsonb)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
 AS $$
 BEGIN
 	PERFORM banked._check_owners();
@@ -2494,7 +2497,7 @@ CREATE FUNCTION banked.send_test_event(path text, event_type text, overrides jso
 									   base_url text DEFAULT NULL,
 									   OUT status int, OUT answer text, OUT elapsed interval, OUT event_id text,
 									   OUT outcome text, OUT reason text)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
 	endpoint record;
@@ -2718,7 +2721,7 @@ COMMENT ON FUNCTION banked.dismiss(bigint, text) IS
 CREATE FUNCTION banked.event_proof(event_id text, event_type text,
 								   OUT verified boolean, OUT key_id uuid, OUT signed_at timestamptz,
 								   OUT received_at timestamptz, OUT body_sha256 bytea, OUT reason text)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
 	body bytea;

@@ -29,7 +29,7 @@ use Time::HiRes qw(time usleep);
 use BankedWebhooks::Connection;
 
 our @EXPORT = qw(sign event v3_event payload request wait_until ok_until can_connect
-  exchange_all tally $KEY $OTHER_KEY);
+  exchange_all tally forms_of $KEY $OTHER_KEY);
 
 our $KEY = 'f063a7029d6b959d8cc11e23148a302929da113a6b0671238ab9d1bcfb63645a';
 our $OTHER_KEY = '0b1946d1c2b6f06cf9f6b44b4e8a9d4e4a49c65d4ad8e9b2e6f5d6ec7fbd1c33';
@@ -54,6 +54,16 @@ sub sign
 	$key //= $KEY;
 	$at //= int time;
 	return "$at." . hmac_sha256_hex("$at.$body", $key);
+}
+
+# What a secret may look like in a log or in a message: as it is, in hexadecimal,
+# or, as a plan is printed by debug_print_plan, byte by byte in decimal and broken into lines anywhere.
+sub forms_of
+{
+	my ($secret) = @_;
+	my $decimal = join '\s+', map { join '\s*', split // } unpack 'C*', $secret;
+	my $text = join '|', quotemeta $secret, unpack('H*', $secret), $decimal;
+	return qr/$text/;
 }
 
 # A v2 body: the resource itself.

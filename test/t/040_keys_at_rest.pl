@@ -13,7 +13,8 @@ use Test::More;
 # Everything that can be logged is; what the tests pass in themselves is looked for elsewhere.
 my $service = BankedWebhooks->new(
 	databases => 'postgres, restored',
-	conf      => "log_min_messages = debug5\nlog_error_verbosity = verbose\nlog_duration = on\n"
+	conf      => "shared_preload_libraries = 'banked_webhooks, auto_explain'\nauto_explain.log_min_duration = 0\n"
+	  . "auto_explain.log_nested_statements = on\nauto_explain.log_verbose = on\nlog_min_messages = debug5\nlog_error_verbosity = verbose\nlog_duration = on\n"
 	  . "log_parameter_max_length = -1\nlog_parameter_max_length_on_error = -1\n"
 	  . "debug_print_parse = on\ndebug_print_rewritten = on\ndebug_print_plan = on\nlog_statement = all\nlog_min_error_statement = debug5");
 my $node = $service->node;
@@ -202,11 +203,16 @@ my $mark = $service->log_mark;
 push @secrets, $service->sql(q(select signing_key from banked.register_endpoint('/clear2')));
 unlike($service->log_since($mark), qr/stored as they are/, 'and for no other');
 is($service->sql('select count(*) from banked.key_secrets where get_byte(secret, 0) = 0'), 2, 'they are stored as they are');
+push @secrets, $service->sql(q(select signing_key from banked.rotate_signing_key('/clear2', overlap => '0')));
+ok_until(sub { $service->sql(q(select outcome from banked.send_test_event('/clear2', 'payment_sent'))) eq 'stored' }, 'and used');
+is($service->sql(q(select bool_and(banked.verify_event(event_id, event_type)) from banked.events where test)), 't', 'to verify too');
+$service->sql("select from banked.rotate_signing_key('/clear2', signing_key_file => '$key_file')");
+$service->sql("select banked.set_api_credentials('clear', 'some-api-key', secret_key_file => '$key_file')");
 $node->command_ok([ 'pg_dump', '-f', $dump, $node->connstr('postgres') ], 'pg_dump');
 unlike(slurp_file($dump), qr/${\ unpack 'H*', $clear}/, 'clear ones are not dumped');
 like($service->sql_error('select banked.rotate_master_key()'), qr/55000: banked_webhooks.master_key_file is not set/, 'nothing to encrypt with');
 set_master_key_file('new.key');
-is($service->sql('select banked.rotate_master_key()'), 2, 'encrypted later');
+is($service->sql('select banked.rotate_master_key()'), 5, 'encrypted later');
 ok_until(sub { deliver('/clear', $clear) == 200 }, 'and in use');
 is($service->sql('select count(*) from banked.key_secrets where get_byte(secret, 0) = 0'), 0, 'none is clear any more');
 
@@ -218,10 +224,9 @@ my $log = $service->log_since;
 cmp_ok(length $log, '>', 1_000_000, 'the log is verbose');
 foreach my $i (0 .. $#secrets)
 {
-	my $place = index $log, $secrets[$i];
+	my $shown = $log =~ forms_of($secrets[$i]);
 
-	$place = index $log, unpack 'H*', $secrets[$i] if $place < 0;
-	is($place, -1, "secret $i, generated or read from a file, is not in it") or diag substr $log, $place - 500, 700;
+	ok(!$shown, "secret $i, generated or read from a file, is not in it") or diag substr $log, $-[0] - 500, 700;
 }
 is($service->sql(q(select count(*) from banked.audit_log where detail::text ~ ') . join('|', grep { /^[\w-]+$/ } @secrets) . q(')), 0, 'nor in audit_log');
 

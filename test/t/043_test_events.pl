@@ -52,6 +52,23 @@ is($service->sql(q(select status, outcome from banked.send_test_event('/hook', '
 is($service->sql(q(select amount, currency, test from banked.history where event_id = 'chosen')), '7|GBP|t', 'reach the data');
 is($service->sql(q(select status, outcome from banked.send_test_event('/hook', 'payment_sent', '{"id": "chosen", "data": {"amount": 8}}', 'v3'))), '200|changed', 'a known identity');
 
+# Who may send one sees no key by it, whatever he has printed to him, even one that is stored in clear.
+{
+	$service->allow('signing keys are stored as they are');
+	$service->sql("alter system set banked_webhooks.master_key_file = ''");
+	$service->sql('select pg_reload_conf()');
+	ok_until(sub { $service->sql('show banked_webhooks.master_key_file') eq '' }, 'no master key');
+	$service->register('/clear');
+	my $admin = 'set client_min_messages = log; set debug_print_plan = on; set role banked_webhooks_admin;';
+	my (undef, undef, $shown) = $service->node->psql('postgres', "$admin select from banked.send_test_event('/clear', 'payment_sent')");
+
+	like($shown, qr/LOG:  plan:/, 'plans are printed to an admin');
+	unlike($shown, forms_of($KEY), 'without the signing key');
+	$service->sql('alter system reset banked_webhooks.master_key_file');
+	$service->sql('select banked.retire_endpoint($$/clear$$); select pg_reload_conf()');
+	ok_until(sub { $service->sql('show banked_webhooks.master_key_file') ne '' }, 'a master key again');
+}
+
 # What else can become of it.
 is($service->sql("$fields('/hook', 'payment_sent', '{\"id\": null}')"), '200|quarantined|ok|t|missing_identity: the body has no id of an event', 'quarantine, and why');
 $service->register('/wants', events => q(array['payment_sent']));
