@@ -217,10 +217,16 @@ set_options(Transfer *transfer, const HttpRequest *request)
 	SET(CURLOPT_SSL_VERIFYPEER, 1L);
 	SET(CURLOPT_SSL_VERIFYHOST, 2L);
 	if (bw_api_ca_file[0] != '\0')
+	{
 		SET(CURLOPT_CAINFO, bw_api_ca_file);
+		/* Or the system's directory would be trusted besides. */
+		SET(CURLOPT_CAPATH, NULL);
+	}
 	SET(CURLOPT_FOLLOWLOCATION, 0L);
 	/* Empty: none, whatever the environment says.  What goes to a receiver by http: needs none. */
 	SET(CURLOPT_PROXY, strncmp(request->url, "https:", 6) == 0 ? bw_api_proxy : "");
+	/* Nor does the environment's no_proxy lead past it. */
+	SET(CURLOPT_NOPROXY, "");
 
 	SET(CURLOPT_NOSIGNAL, 1L);
 	/* A look-up of a name that hangs is left behind when the transfer ends. */
@@ -412,6 +418,20 @@ server_of(const char *url)
 	return pnstrdup(url, host == NULL ? strlen(url) : (host - url) + 3 + strcspn(host + 3, "/?#"));
 }
 
+/* What libcurl says of a failure.  It quotes the server, which may say anything. */
+static char *
+reason_of(const Transfer *transfer, CURLcode result)
+{
+	char	   *reason = pstrdup(transfer->error[0] != '\0' ? transfer->error : curl_easy_strerror(result));
+
+	for (char *p = reason; *p != '\0'; p++)
+	{
+		if (*p < ' ' || *p > '~')
+			*p = '?';
+	}
+	return reason;
+}
+
 /* Raises the error of a transfer that failed. */
 static void
 report(const Transfer *transfer, const HttpRequest *request, CURLcode result)
@@ -428,7 +448,7 @@ report(const Transfer *transfer, const HttpRequest *request, CURLcode result)
 	ereport(ERROR,
 			(errcode(sqlstate),
 			 errmsg("%s %s: %s", request->method, server_of(request->url), failure_text(sqlstate)),
-			 errdetail("%s.", transfer->error[0] != '\0' ? transfer->error : curl_easy_strerror(result))));
+			 errdetail("%s.", reason_of(transfer, result))));
 }
 
 static void

@@ -12,6 +12,10 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
 
+# Not to be heeded by the server.
+$ENV{https_proxy} = 'http://127.0.0.1:1';
+$ENV{no_proxy} = '*';
+
 my $api = BankedWebhooks::Api->new;
 my $service = BankedWebhooks->new(
 	conf => "banked_webhooks.api_base_url = '${\ $api->url}'\nbanked_webhooks.api_ca_file = '${\ $api->ca}'\n"
@@ -191,6 +195,11 @@ like($service->sql_error("set banked_webhooks.api_ca_file = ''; $list"), qr/WH00
 	like($service->sql_error("set banked_webhooks.api_ca_file = '${\ $other->ca}'; set banked_webhooks.api_base_url = '${\ $other->url}'; $list"),
 		qr/WH002: .*no trustworthy TLS connection/, 'a certificate for another host');
 	is(scalar $other->requests, 0, 'is told nothing');
+}
+{
+	my $forger = BankedWebhooks::Api->new(names => 'email:a@example.com', common_name => "name\nLOG:  \e[31m\xff");
+	like($service->sql_error("set banked_webhooks.api_ca_file = '${\ $forger->ca}'; set banked_webhooks.api_base_url = '${\ $forger->url}'; $list"),
+		qr/WH002: .*\nDETAIL:  .*'name\?LOG:  \?\[31m\?+' does not match/, 'what a certificate says is shown on one line, in ASCII');
 }
 like($service->sql_error("set banked_webhooks.api_base_url = 'https://127.0.0.1:$api->{control}'; $list"), qr/WH00[24]: /, 'no TLS there');
 like(error_of({ mode => 'silent' }, "set banked_webhooks.api_timeout = '300ms'; $list"), qr/WH003: .*no answer in time/, 'silence');

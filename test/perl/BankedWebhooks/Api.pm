@@ -16,12 +16,12 @@ use BankedWebhooks::Certificates;
 our $API_KEY = 'api-key-of-tests';
 our $SECRET_KEY = 'secret-key-of-tests';
 
-# Starts it.  Options: names, that its certificate is for, as of a subjectAltName.
+# Starts it.  Options, of its certificate: names that it is for, as of a subjectAltName; common_name.
 sub new
 {
 	my ($class, %options) = @_;
 	my $self = bless { authority => BankedWebhooks::Certificates->new('authority of the API') }, $class;
-	my ($certificate, $key) = $self->{authority}->issue('API', 'ec', $options{names});
+	my ($certificate, $key) = $self->{authority}->issue($options{common_name} // 'API', 'ec', $options{names});
 
 	$self->{pid} = open2(
 		$self->{out}, $self->{in}, '/usr/bin/python3', dirname(__FILE__) . '/../../api/banked_api.py',
