@@ -97,6 +97,8 @@ FROM (VALUES ($$SELECT banked.api_list_webhooks('nobody')$$),
 SELECT a.answer, w.* FROM (VALUES ('{"id": 7, "url": "https://u", "events": ["a", "b"], "secret": "x"}'::jsonb),
 	('{"webhook": {"id": "i", "target_url": "https://t", "signature_key": "x", "events": [{"type": "a"}, {"name": "b"}, 3]}}'),
 	('{"data": {"uuid": "u"}}'), ('{"status": "ok"}'), ('[]'), ('null'), (NULL)) AS a (answer) CROSS JOIN banked._webhook_of(a.answer) AS w;
+SELECT a.answer, banked._without_secrets(a.answer)
+FROM (VALUES ('[{"a": [{"Secret": {"b": 1}}, {"c": {"signing_key": "x", "secrets": 2}}]}, "secret"]'::jsonb), ('"secret"'), ('{"secret": 1}')) AS a (answer);
 SELECT w.* FROM banked._webhooks_of('{"data": [{"id": "1"}, {"webhook": {"id": "2"}}], "next": null}') AS w;
 SELECT test.attempt($$SELECT banked._webhooks_of('{"webhook": {}}')$$), test.attempt($$SELECT banked._webhooks_of('"text"')$$);
 -- an endpoint's types

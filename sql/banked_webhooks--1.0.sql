@@ -432,6 +432,13 @@ LANGUAGE c VOLATILE STRICT
 AS 'MODULE_PATHNAME', 'banked_webhooks_post_delivery';
 COMMENT ON FUNCTION banked._post_delivery(text, text, bytea) IS 'sends a delivery as Banked would';
 
+CREATE FUNCTION banked._without_secrets(answer jsonb)
+RETURNS jsonb
+LANGUAGE c IMMUTABLE STRICT
+AS 'MODULE_PATHNAME', 'banked_webhooks_without_secrets';
+COMMENT ON FUNCTION banked._without_secrets(jsonb) IS
+	'an answer of Banked''s without the members that are, by their names, keys and secrets, however deep they are in it';
+
 CREATE FUNCTION banked._check_base_url(url text)
 RETURNS boolean
 LANGUAGE c IMMUTABLE STRICT
@@ -1818,13 +1825,13 @@ CREATE FUNCTION banked._webhook_of(answer jsonb, OUT webhook_id text, OUT target
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+	webhook := banked._without_secrets(answer);
 	IF jsonb_typeof(answer) <> 'object' THEN
-		webhook := answer;
 		RETURN;
 	END IF;
-	webhook := coalesce(CASE WHEN NOT answer ? 'id' AND jsonb_typeof(answer -> 'webhook') = 'object' THEN answer -> 'webhook' END,
-						CASE WHEN NOT answer ? 'id' AND jsonb_typeof(answer -> 'data') = 'object' THEN answer -> 'data' END,
-						answer) - '{signature_key,signing_key,signing_secret,secret,secret_key}'::text[];
+	webhook := coalesce(CASE WHEN NOT webhook ? 'id' AND jsonb_typeof(webhook -> 'webhook') = 'object' THEN webhook -> 'webhook' END,
+						CASE WHEN NOT webhook ? 'id' AND jsonb_typeof(webhook -> 'data') = 'object' THEN webhook -> 'data' END,
+						webhook);
 	webhook_id := coalesce(webhook ->> 'id', webhook ->> 'webhook_id', webhook ->> 'uuid');
 	target_url := coalesce(webhook ->> 'target_url', webhook ->> 'url');
 	IF jsonb_typeof(webhook -> 'events') = 'array' THEN

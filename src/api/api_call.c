@@ -41,6 +41,7 @@
 PG_FUNCTION_INFO_V1(banked_webhooks_api_call);
 PG_FUNCTION_INFO_V1(banked_webhooks_post_delivery);
 PG_FUNCTION_INFO_V1(banked_webhooks_check_base_url);
+PG_FUNCTION_INFO_V1(banked_webhooks_without_secrets);
 PG_FUNCTION_INFO_V1(banked_webhooks_is_own_transaction);
 
 /* Banked refused the call; see also http_client.h. */
@@ -67,6 +68,7 @@ typedef struct Credentials
 	uint8		secret[SECRET_MAX_SIZE];	/* API key, colon, secret key */
 	Size		secret_length;
 	char	   *signing_key;	/* of the body, null when none */
+	char	   *authorization;	/* header of the request under way, null when none */
 } Credentials;
 
 /* A token of this session; in TopMemoryContext. */
@@ -115,6 +117,7 @@ forget_credentials(Credentials *credentials)
 	if (credentials->blob != NULL)
 		OPENSSL_cleanse(VARDATA(credentials->blob), VARSIZE(credentials->blob) - VARHDRSZ);
 	cleanse_text(credentials->signing_key);
+	cleanse_text(credentials->authorization);
 }
 
 /* Reads one row's columns in the caller's memory; false when there is no row. */
@@ -222,6 +225,13 @@ repeats_secret(const Credentials *credentials, const char *text)
 	if (credentials->signing_key != NULL &&
 		contains(text, length, credentials->signing_key, strlen(credentials->signing_key)))
 		return true;
+	if (credentials->authorization != NULL)
+	{
+		const char *value = strrchr(credentials->authorization, ' ') + 1;
+
+		if (contains(text, length, value, strlen(value)))
+			return true;
+	}
 	return false;
 }
 
@@ -346,13 +356,17 @@ report_status(const Credentials *credentials, const HttpRequest *request, const 
  * ---------------------------------------------------------------------------
  */
 
-static char *
-basic_header(const Credentials *credentials)
+/* What credentials->authorization was is cleansed. */
+static void
+authorize_by_secret(Credentials *credentials)
 {
 	static const char start[] = "Authorization: Basic ";
 	int			room = pg_b64_enc_len(credentials->secret_length);
 	char	   *header = palloc(sizeof(start) + room);
 	int			length;
+
+	cleanse_text(credentials->authorization);
+	credentials->authorization = header;
 
 	memcpy(header, start, sizeof(start));
 	length = pg_b64_encode((const char *) credentials->secret, credentials->secret_length,
@@ -360,7 +374,13 @@ basic_header(const Credentials *credentials)
 	if (length < 0)
 		elog(ERROR, "could not encode API credentials");
 	header[sizeof(start) - 1 + length] = '\0';
-	return header;
+}
+
+static void
+authorize_by_token(Credentials *credentials, const Token *token)
+{
+	cleanse_text(credentials->authorization);
+	credentials->authorization = psprintf("Authorization: Bearer %s", token->token);
 }
 
 static void
@@ -427,7 +447,7 @@ token_life(Datum answer)
 }
 
 static Token *
-fetch_token(const Credentials *credentials)
+fetch_token(Credentials *credentials)
 {
 	HttpRequest request = {.method = "POST"};
 	HttpAnswer	answer;
@@ -435,7 +455,6 @@ fetch_token(const Credentials *credentials)
 	MemoryContext old;
 	Datum		json;
 	Token	   *token;
-	char	   *authorization = basic_header(credentials);
 	char	   *text;
 
 	initStringInfo(&form);
@@ -446,12 +465,12 @@ fetch_token(const Credentials *credentials)
 		append_form_value(&form, credentials->scope);
 	}
 	request.url = psprintf("%s/oauth/token", credentials->base_url);
-	request.headers = list_make3(authorization, "Content-Type: application/x-www-form-urlencoded",
+	authorize_by_secret(credentials);
+	request.headers = list_make3(credentials->authorization, "Content-Type: application/x-www-form-urlencoded",
 								 "Accept: application/json");
 	request.body = form.data;
 	request.body_length = form.len;
 	http_perform(&request, &answer);
-	cleanse_text(authorization);
 	if (answer.status < 200 || answer.status > 299)
 		report_status(credentials, &request, &answer);
 
@@ -509,19 +528,17 @@ make_body(const Credentials *credentials, const char *body)
 
 /* Sends the request with what authorizes it. */
 static void
-perform_authorized(const Credentials *credentials, HttpRequest *request, HttpAnswer *answer)
+perform_authorized(Credentials *credentials, HttpRequest *request, HttpAnswer *answer)
 {
 	List	   *headers = request->headers;
-	char	   *authorization;
 	Token	   *token = NULL;
 	bool		fresh = false;
 
 	if (!credentials->oauth)
 	{
-		authorization = basic_header(credentials);
-		request->headers = lcons(authorization, list_copy(headers));
+		authorize_by_secret(credentials);
+		request->headers = lcons(credentials->authorization, list_copy(headers));
 		http_perform(request, answer);
-		cleanse_text(authorization);
 		return;
 	}
 
@@ -534,10 +551,9 @@ perform_authorized(const Credentials *credentials, HttpRequest *request, HttpAns
 			token = fetch_token(credentials);
 			fresh = true;
 		}
-		authorization = psprintf("Authorization: Bearer %s", token->token);
-		request->headers = lcons(authorization, list_copy(headers));
+		authorize_by_token(credentials, token);
+		request->headers = lcons(credentials->authorization, list_copy(headers));
 		http_perform(request, answer);
-		cleanse_text(authorization);
 		if (answer->status != 401)
 			return;
 		token = find_token(credentials);
@@ -573,6 +589,11 @@ banked_webhooks_api_call(PG_FUNCTION_ARGS)
 		elog(ERROR, "method and path of a call must not be null");
 	name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	path = text_to_cstring(PG_GETARG_TEXT_PP(2));
+	request.method = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	request.repeatable = strcmp(request.method, "GET") == 0;
+	/* What Banked did could not be remembered. */
+	if (!request.repeatable)
+		PreventCommandIfReadOnly(psprintf("%s of Banked's API", request.method));
 	if (!PG_ARGISNULL(3))
 		body = JsonbToCString(NULL, &PG_GETARG_JSONB_P(3)->root, VARSIZE(PG_GETARG_JSONB_P(3)));
 
@@ -581,9 +602,7 @@ banked_webhooks_api_call(PG_FUNCTION_ARGS)
 		load_credentials(credentials, name, !PG_ARGISNULL(4), PG_GETARG_DATUM(4));
 		if (!PG_ARGISNULL(5))
 			credentials->signing_key = text_to_cstring(PG_GETARG_TEXT_PP(5));
-		request.method = text_to_cstring(PG_GETARG_TEXT_PP(1));
 		request.url = psprintf("%s/%s%s", credentials->base_url, credentials->version, path);
-		request.repeatable = strcmp(request.method, "GET") == 0;
 		request.headers = list_make2("Accept: application/json", "Content-Type: application/json");
 		sent = make_body(credentials, body);
 		request.body = sent;
@@ -592,7 +611,8 @@ banked_webhooks_api_call(PG_FUNCTION_ARGS)
 		if (answer.status < 200 || answer.status > 299)
 			report_status(credentials, &request, &answer);
 		json = parse_answer(&answer);
-		if (json == 0 && answer.body_length > 0)
+		/* Who asks for something and gets nothing must not take it for an empty list. */
+		if (json == 0 && (answer.body_length > 0 || (request.repeatable && answer.status != 204)))
 			ereport(ERROR,
 					(errcode(ERRCODE_API_ANSWER_UNUSABLE),
 					 errmsg("Banked's answer to %s %s is not JSON", request.method,
@@ -628,6 +648,7 @@ banked_webhooks_post_delivery(PG_FUNCTION_ARGS)
 
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
+	PreventCommandIfReadOnly("send_test_event()");
 
 	request.url = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	request.headers = list_make2(psprintf("banked-signature: %s", text_to_cstring(PG_GETARG_TEXT_PP(1))),
@@ -648,6 +669,47 @@ banked_webhooks_post_delivery(PG_FUNCTION_ARGS)
 		nulls[1] = true;
 	values[2] = IntervalPGetDatum(elapsed);
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(tupdesc), values, nulls));
+}
+
+/* Is a member of an answer, by its name, a secret? */
+static bool
+is_secret_name(const JsonbValue *name)
+{
+	static const char *const names[] = {
+		"client_secret", "secret", "secret_key", "signature_key", "signing_key", "signing_secret", "webhook_secret"
+	};
+
+	for (int i = 0; i < lengthof(names); i++)
+	{
+		if (name->val.string.len == strlen(names[i]) &&
+			pg_strncasecmp(name->val.string.val, names[i], name->val.string.len) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* _without_secrets(answer jsonb) -> jsonb: without the members that are secrets, however deep */
+Datum
+banked_webhooks_without_secrets(PG_FUNCTION_ARGS)
+{
+	Jsonb	   *answer = PG_GETARG_JSONB_P(0);
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbParseState *state = NULL;
+	JsonbValue *result = NULL;
+	JsonbValue	value;
+
+	if (JB_ROOT_IS_SCALAR(answer))
+		PG_RETURN_JSONB_P(answer);
+	iterator = JsonbIteratorInit(&answer->root);
+	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
+	{
+		if (token == WJB_KEY && is_secret_name(&value))
+			(void) JsonbIteratorNext(&iterator, &value, true);
+		else
+			result = pushJsonbValue(&state, token, token < WJB_BEGIN_ARRAY ? &value : NULL);
+	}
+	PG_RETURN_JSONB_P(JsonbValueToJsonb(result));
 }
 
 /* _check_base_url(url text) -> boolean: can it be where Banked's API is? */

@@ -24,7 +24,7 @@ Control requests (JSON in, JSON out):
 A misbehaviour is {"status", "body", "headers", "mode", "apply"}.  Modes: "garbage"
 (no HTTP), "endless" (a body without end), "silent" (no answer), "close" (ends the connection),
 "half" (ends it in the middle of the body), "echo" (an error that repeats the
-request's secrets).  With "apply" the request is obeyed before.
+request's secrets), "echo_header" (one that repeats its authorization as it came).  With "apply" the request is obeyed before.
 """
 
 import argparse
@@ -114,6 +114,8 @@ class Api(Handler):
                 secret = base64.b64decode(authorization).decode() if authorization else ""
                 key = (json.loads(body) if body else {}).get("signature_key", "")
                 self.answer(400, {"error": "bad " + secret.split(":")[-1], "error_description": "key " + (key or secret)})
+            elif mode == "echo_header":
+                self.answer(400, {"error": "bad header", "error_description": "not " + self.headers["Authorization"]})
             elif mode != "close":
                 content = misbehaviour.get("body")
                 self.answer(misbehaviour["status"],

@@ -7,6 +7,7 @@ use warnings;
 
 use BankedWebhooks;
 use BankedWebhooks::Api;
+use MIME::Base64 qw(encode_base64);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -173,7 +174,31 @@ foreach my $mode (qw(close half garbage))
 	like($error, qr/WH400: Banked answered POST/, 'an answer that repeats secrets');
 	unlike($error, qr/$secret_key|the-signing-key-to-hide.*DETAIL/s, 'is not quoted');
 	unlike($error =~ s/^.*?ERROR//sr, qr/DETAIL/, 'at all');
+
+	$error = error_of({ mode => 'echo_header' });
+	like($error, qr/WH400: Banked answered GET/, 'one that repeats the authorization');
+	unlike($error, qr/${\ encode_base64("$api_key:$secret_key", '')}/, 'is not quoted');
+	set_credentials(", auth => 'oauth'");
+	$api->next_requests(undef, { mode => 'echo_header' });
+	$error = $service->sql_error($list);
+	like($error, qr/WH400: Banked answered GET/, 'nor the token');
+	unlike($error, qr/token-[0-9a-f]/, 'of OAuth');
+	set_credentials();
+	$api->next_requests({ status => 200, body => '[{"id": "a", "config": {"signature_key": "the-key", "secrets": [{"secret": "it"}]}}]' });
+	is($service->sql('select webhook from banked.api_list_webhooks()'), '{"id": "a", "config": {"secrets": [{}]}}', 'and what is handed on holds none, however deep');
 }
+
+# An answer without contents is none to a question.
+like(error_of({ status => 200, body => '' }), qr/WH005: .* is not JSON/, 'nothing is no list');
+$api->next_requests({ status => 204, body => '' });
+is($service->sql($list), 0, 'unless it says so');
+
+# Nothing is done at Banked that could not be remembered here.
+$api->next_requests();
+like($service->sql_error("begin read only; select * from banked.api_create_webhook('https://a.example', 'the signing key', array['payment_sent'])"),
+	qr/25006: cannot execute POST of Banked's API in a read-only transaction/, 'a change in a read-only transaction');
+is(scalar $api->requests, 0, 'is not asked for');
+is($service->sql("begin read only; $list"), scalar $api->webhooks, 'a list is read');
 
 # ---------------------------------------------------------------------------
 # No answer
