@@ -2065,14 +2065,16 @@ COMMENT ON FUNCTION banked._wanted_webhooks(text[]) IS
 CREATE FUNCTION banked._signing_key_to_publish(endpoint_id uuid, OUT key_id uuid, OUT is_committed boolean)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-	SELECT k.key_id, NOT banked._is_own_transaction(s.xmin)
+	SELECT k.key_id, NOT (banked._is_own_transaction(s.xmin)
+						  OR EXISTS (SELECT FROM banked.signing_keys AS c
+									 WHERE c.endpoint_id = $1 AND banked._is_own_transaction(c.xmin)))
 	FROM banked.signing_keys AS k JOIN banked.key_secrets AS s ON s.key_id = k.key_id
 	WHERE k.endpoint_id = $1 AND (k.valid_until IS NULL OR k.valid_until > now())
 	ORDER BY k.valid_until DESC NULLS FIRST, k.valid_from DESC
 	LIMIT 1
 $$;
 COMMENT ON FUNCTION banked._signing_key_to_publish(uuid) IS
-	'the key of an endpoint that stays valid for longest, and whether the transaction that made it is committed';
+	'the key of an endpoint that stays valid for longest, and whether all that makes it so is committed: it itself, and what became of the others';
 
 CREATE FUNCTION banked._find_publishable(path text, OUT endpoint_id uuid, OUT state text, OUT events text[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -2102,15 +2104,20 @@ COMMENT ON FUNCTION banked._find_publishable(text) IS
 
 /*
  * Two sessions that publish one endpoint would make two webhooks: the second
- * fails at once.  Nobody else can take this lock, and nobody but
- * rotate_master_key() waits for it.
+ * fails at once.  Nobody else can take this lock, and nothing waits for it.
+ * It is taken first: what is read before it may be out of date when it is had.
  */
 CREATE FUNCTION banked._claim_publication()
 RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-	LOCK TABLE banked.api_credentials IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
+	PERFORM banked._check_owners();
+	-- Its lock would be held as long as the network takes.
+	IF to_regclass('banked.published_webhooks') IS NULL THEN
+		PERFORM banked.create_tables();
+	END IF;
+	LOCK TABLE banked.published_webhooks IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
 EXCEPTION
 	WHEN lock_not_available THEN
 		RAISE EXCEPTION USING
@@ -2148,6 +2155,7 @@ BEGIN
 	IF public_url IS NOT NULL THEN
 		PERFORM banked._check_https_url('public_url', public_url);
 	END IF;
+	PERFORM banked._claim_publication();
 	SELECT e.endpoint_id, e.state, e.events INTO STRICT endpoint FROM banked._find_publishable(path) AS e;
 	IF endpoint.state <> 'active' THEN
 		RAISE EXCEPTION USING
@@ -2171,10 +2179,9 @@ BEGIN
 		RAISE EXCEPTION USING
 			ERRCODE = 'object_not_in_prerequisite_state',
 			MESSAGE = format('the signing key of endpoint "%s" is not committed yet', path),
-			DETAIL = 'If this transaction were rolled back, Banked would sign with a key that nobody has.',
+			DETAIL = 'If this transaction were rolled back, Banked would sign with a key that nobody has, or not with the newest.',
 			HINT = 'Commit, then run SELECT banked.publish_endpoint() again.';
 	END IF;
-	PERFORM banked._claim_publication();
 	IF public_url IS NULL THEN
 		SELECT p.target_url INTO public_url FROM banked.published_webhooks AS p
 		WHERE p.endpoint_id = endpoint.endpoint_id AND p.credentials = publish_endpoint.credentials
@@ -2309,8 +2316,8 @@ BEGIN
 			ERRCODE = 'invalid_parameter_value',
 			MESSAGE = 'credentials must not be null';
 	END IF;
-	SELECT e.endpoint_id, e.state INTO STRICT endpoint FROM banked._find_publishable(path) AS e;
 	PERFORM banked._claim_publication();
+	SELECT e.endpoint_id, e.state INTO STRICT endpoint FROM banked._find_publishable(path) AS e;
 
 	-- Those that are remembered, and what a call that failed has left at Banked for the same URL.
 	FOR doomed IN

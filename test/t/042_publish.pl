@@ -66,6 +66,12 @@ is(publish("'/hook'"), 'payment unchanged, mandate unchanged', 'the URL is remem
 like($service->sql_error("begin; select from banked.rotate_signing_key('/hook', '$OTHER_KEY'); $columns('/hook')"),
 	qr/55000: .*not committed yet/, 'rotation and publication in one transaction are refused');
 like(at_banked(), qr/$KEY.*$KEY/, 'Banked still has the old key');
+$service->sql(q(select from banked.register_endpoint('/leak', events => array['payment_sent']); select from banked.rotate_signing_key('/leak')));
+like($service->sql_error(q(begin; select banked.revoke_signing_key(key_id) from (select key_id from banked.signing_keys join banked.endpoints using (endpoint_id)
+		where path = '/leak' order by valid_from desc limit 1) k; )
+		. "$columns('/leak', 'https://shop.example/leak')"),
+	qr/55000: .*not committed yet/, 'nor is another one published for one that is revoked in this transaction');
+$service->sql(q(select banked.retire_endpoint('/leak')));
 $service->sql("select from banked.rotate_signing_key('/hook', '$OTHER_KEY')");
 is(drift(), '/hook mandate signing key differs, /hook payment signing key differs', 'after the first commit drift tells that the second is due');
 ok_until(sub { $service->post('/hook', event('new', 'payment_sent'), key => $OTHER_KEY) == 200 }, 'the new key is good here');
@@ -147,6 +153,7 @@ is(drift(), '/hook webhook is not from here', 'what is left');
 	is($service->sql("set lock_timeout = '1s'; select from banked.register_endpoint('/others'); select from banked.rotate_signing_key('/second');
 		select banked.set_api_credentials('others', 'a', 'b'); select banked.retire_endpoint('/others'); select count(*) from banked.api_list_webhooks()") > 0, 1,
 		'nothing else waits for it');
+	is($service->sql("set lock_timeout = '1s'; select banked.rotate_master_key()"), 0, 'nor does who re-encrypts, with all who wait for that');
 	$session->query_safe('commit');
 	$session->quit;
 }
