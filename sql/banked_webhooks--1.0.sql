@@ -180,7 +180,7 @@ $roles$;
 
 CREATE TABLE banked.key_secrets (
 	key_id uuid PRIMARY KEY,
-	secret bytea NOT NULL
+	secret bytea NOT NULL CHECK (octet_length(secret) > 0)
 );
 COMMENT ON TABLE banked.key_secrets IS
 	'the signing keys themselves, for the owner alone; what else is known of a key stands in signing_keys';
@@ -197,7 +197,7 @@ CREATE TABLE banked.api_credentials (
 	scope text,
 	base_url text,
 	api_version text CHECK (api_version IN ('v2', 'v3')),
-	secret bytea NOT NULL,
+	secret bytea NOT NULL CHECK (octet_length(secret) > 0),
 	changed_at timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE banked.api_credentials IS
@@ -384,7 +384,7 @@ RETURNS bytea
 LANGUAGE c VOLATILE STRICT
 AS 'MODULE_PATHNAME', 'banked_webhooks_seal';
 COMMENT ON FUNCTION banked._seal(text, text) IS
-	'what a table holds of a secret: encrypted under the master key, or clear when none is set; context names row and column and is needed to open it; F0000: the master key''s file is unusable';
+	'what a table holds of a secret: encrypted under the master key, or clear when none is set; context names row and column and is needed to open it; F0000: the master key''s file is unusable; 58P01: there is none';
 
 CREATE FUNCTION banked._reseal(blob bytea, context text, old_key_file text)
 RETURNS bytea
@@ -457,7 +457,7 @@ RETURNS text
 LANGUAGE c VOLATILE STRICT
 AS 'MODULE_PATHNAME', 'banked_webhooks_read_key_file';
 COMMENT ON FUNCTION banked._read_key_file(text) IS
-	'the signing key in a file of the server, without a final newline; the caller must be allowed to read server files (pg_read_server_files), else 42501';
+	'the key in a file of the server, without a final newline; the caller must be allowed to read server files (pg_read_server_files), else 42501; 58P01: no such file; 42809: it is no regular file; 22023: it holds no text';
 
 CREATE FUNCTION banked._service_warning()
 RETURNS text
@@ -1498,7 +1498,7 @@ BEGIN ATOMIC
 								   timestamp_tolerance, live, description) AS r;
 END;
 COMMENT ON FUNCTION banked.register_endpoint(text, text[], text, interval, boolean, text, text) IS
-	'makes a path receive webhooks: event types to store (payment_sent, payment_*; null: all), signing key of 8 to 1024 bytes or the server''s file that holds it (neither: a new key, which is returned this once), greatest age of a signature (it must outlast Banked''s retries, 21 days), live events (true) or test events (false) alone; 22023: unusable argument; 42710: the path is registered already, or was and is retired; 42501: the file may not be read';
+	'makes a path receive webhooks: event types to store (payment_sent, payment_*; null: all), signing key of 8 to 1024 bytes or the server''s file that holds it (neither: a new key, which is returned this once), greatest age of a signature (it must outlast Banked''s retries, 21 days), live events (true) or test events (false) alone; 22023: unusable argument; 42710: the path is registered already, or was and is retired; 42501: the file may not be read; 58P01: there is no such file';
 
 CREATE FUNCTION banked._set_endpoint_state(action text, path text, new_state text)
 RETURNS void
@@ -1599,7 +1599,7 @@ BEGIN ATOMIC
 	FROM banked._rotate_signing_key(path, signing_key, banked._read_key_file(signing_key_file), overlap) AS r;
 END;
 COMMENT ON FUNCTION banked.rotate_signing_key(text, text, interval, text) IS
-	'gives an endpoint one more key, passed or in a file of the server (neither: a new one, which is returned this once); older keys stay valid for the overlap, which must outlast the retries of deliveries signed with them; 22023: unusable argument; 42704: no such endpoint; 55000: it is retired; 42501: the file may not be read';
+	'gives an endpoint one more key, passed or in a file of the server (neither: a new one, which is returned this once); older keys stay valid for the overlap, which must outlast the retries of deliveries signed with them; 22023: unusable argument; 42704: no such endpoint; 55000: it is retired; 42501: the file may not be read; 58P01: there is no such file';
 
 CREATE FUNCTION banked.revoke_signing_key(key_id uuid)
 RETURNS void
@@ -1676,7 +1676,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION banked.rotate_master_key(text) IS
-	'encrypts all signing keys and API credentials under the key in banked_webhooks.master_key_file, those that are clear and those that are encrypted under the key in old_key_file; returns how many were changed; all or none; 55000: no master key is set, or a secret is encrypted under another one; F0000: a file is unusable; XX001: a secret is damaged';
+	'encrypts all signing keys and API credentials under the key in banked_webhooks.master_key_file, those that are clear and those that are encrypted under the key in old_key_file; returns how many were changed; all or none; 55000: no master key is set, or a secret is encrypted under another one; F0000: a file is unusable; 58P01: there is no such file; XX001: a secret is damaged';
 
 
 --
@@ -1797,7 +1797,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION banked.set_api_credentials(text, text, text, text, text, text, text, text) IS
-	'stores, in place of those of the name, what Banked''s console shows as API key and secret key (or the server''s file that holds the latter); auth basic, or oauth with a scope; base_url and api_version (v2, v3) instead of the settings; 22023: unusable argument; 42501: the file may not be read';
+	'stores, in place of those of the name, what Banked''s console shows as API key and secret key (or the server''s file that holds the latter); auth basic, or oauth with a scope; base_url and api_version (v2, v3) instead of the settings; 22023: unusable argument; 42501: the file may not be read; 58P01: there is no such file';
 
 CREATE FUNCTION banked.drop_api_credentials(name text)
 RETURNS void

@@ -8,8 +8,12 @@
  */
 #include "postgres.h"
 
+#include <fcntl.h>
 #include <math.h>
 #include <sys/stat.h>
+#include <unistd.h>
+
+#include <openssl/crypto.h>
 
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
@@ -36,13 +40,13 @@
 #include "receiver/examine.h"
 #include "receiver/quarantine.h"
 #include "receiver/statements.h"
+#include "secret_functions.h"
 #include "settings.h"
 #include "signature.h"
 #include "watch.h"
 
 #define GENERATED_KEY_BYTES 32
-#define MIN_KEY_LENGTH 8
-#define MAX_KEY_LENGTH 1024
+#define MAX_KEY_FILE_LENGTH 2048	/* without the end of the line */
 
 PG_FUNCTION_INFO_V1(banked_webhooks_sign);
 PG_FUNCTION_INFO_V1(banked_webhooks_verify_signature);
@@ -81,18 +85,11 @@ refuse_empty(const char *value, const char *name)
 static SignatureKey *
 key_from_text(text *key)
 {
-	SignatureKey *result;
-
 	if (VARSIZE_ANY_EXHDR(key) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("signing key must not be empty")));
-	result = signature_key_create(VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
-	if (result == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("could not prepare a signing key")));
-	return result;
+	return secret_prepare_signing_key(VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
 }
 
 /* sign(body bytea, signing_key text, at timestamptz) -> text */
@@ -261,16 +258,19 @@ banked_webhooks_generate_key(PG_FUNCTION_ARGS)
 	PG_RETURN_TEXT_P(result);
 }
 
-/* _read_key_file(path text) -> text, without one final newline */
+/*
+ * _read_key_file(path text) -> text, without one final newline.  Whether it is
+ * long enough and so on is for the function to judge that wants the key.
+ */
 Datum
 banked_webhooks_read_key_file(PG_FUNCTION_ARGS)
 {
 	char	   *path = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	char		buffer[MAX_KEY_LENGTH + 3];
+	char		buffer[MAX_KEY_FILE_LENGTH + 3];
 	struct stat status;
-	FILE	   *file;
-	size_t		length;
-	text	   *result;
+	int			file;
+	ssize_t		length;
+	text	   *result = NULL;
 
 	if (!has_privs_of_role(GetUserId(), ROLE_PG_READ_SERVER_FILES))
 		ereport(ERROR,
@@ -278,35 +278,36 @@ banked_webhooks_read_key_file(PG_FUNCTION_ARGS)
 				 errmsg("permission denied to read a key from a file of the server"),
 				 errdetail("Only roles with privileges of \"pg_read_server_files\" may do that.")));
 
-	/* A pipe would be waited for: only regular files. */
-	if (stat(path, &status) == 0 && !S_ISREG(status.st_mode))
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("\"%s\" is not a regular file", path)));
-	file = AllocateFile(path, PG_BINARY_R);
-	if (file == NULL)
+	/* Without waiting, should it be a pipe. */
+	file = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | PG_BINARY);
+	if (file < 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not open file \"%s\" for reading: %m", path)));
-	length = fread(buffer, 1, sizeof(buffer), file);
-	if (ferror(file))
+	if (fstat(file, &status) == 0 && !S_ISREG(status.st_mode))
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" is not a regular file", path)));
+	length = read(file, buffer, sizeof(buffer));
+	if (length < 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not read file \"%s\": %m", path)));
-	FreeFile(file);
+	CloseTransientFile(file);
 
 	if (length > 0 && buffer[length - 1] == '\n')
 		length--;
 	if (length > 0 && buffer[length - 1] == '\r')
 		length--;
-	if (length < MIN_KEY_LENGTH || length > MAX_KEY_LENGTH || memchr(buffer, '\0', length) != NULL)
+	/* A message of the server's own about its encoding would quote it. */
+	if (length > 0 && length <= MAX_KEY_FILE_LENGTH && pg_verifymbstr(buffer, length, true))
+		result = cstring_to_text_with_len(buffer, length);
+	OPENSSL_cleanse(buffer, sizeof(buffer));
+	if (result == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("file \"%s\" does not hold a key", path),
-				 errdetail("A key is %d to %d bytes of text.", MIN_KEY_LENGTH, MAX_KEY_LENGTH)));
-	pg_verifymbstr(buffer, length, false);
-	result = cstring_to_text_with_len(buffer, length);
-	explicit_bzero(buffer, sizeof(buffer));
+				 errdetail("A key is text in UTF-8, of at most %d bytes.", MAX_KEY_FILE_LENGTH)));
 	PG_RETURN_TEXT_P(result);
 }
 

@@ -103,20 +103,26 @@ banked_webhooks_reseal(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("banked_webhooks.master_key_file is not set"),
 				 errhint("Set it to the file with the new master key and reload the configuration.")));
-	if (!PG_ARGISNULL(2))
-		read_old = secrets_read_master_key(text_to_cstring(PG_GETARG_TEXT_PP(2)), &old_master, ERROR);
-
-	if (secrets_is_sealed_with(blob, &master))
-		status = secrets_open(&master, context, blob, buffer, &length);
-	else
+	PG_TRY();
 	{
-		status = secrets_open(read_old == MASTER_KEY_READ ? &old_master : NULL, context, blob, buffer, &length);
-		if (status == SECRET_OK)
-			result = secrets_seal(&master, context, buffer, length);
+		if (!PG_ARGISNULL(2))
+			read_old = secrets_read_master_key(text_to_cstring(PG_GETARG_TEXT_PP(2)), &old_master, ERROR);
+		if (secrets_is_sealed_with(blob, &master))
+			status = secrets_open(&master, context, blob, buffer, &length);
+		else
+		{
+			status = secrets_open(read_old == MASTER_KEY_READ ? &old_master : NULL, context, blob, buffer, &length);
+			if (status == SECRET_OK)
+				result = secrets_seal(&master, context, buffer, length);
+		}
 	}
-	OPENSSL_cleanse(buffer, sizeof(buffer));
-	secrets_forget(&master);
-	secrets_forget(&old_master);
+	PG_FINALLY();
+	{
+		OPENSSL_cleanse(buffer, sizeof(buffer));
+		secrets_forget(&master);
+		secrets_forget(&old_master);
+	}
+	PG_END_TRY();
 
 	if (status == SECRET_DAMAGED)
 		ereport(ERROR,
@@ -133,6 +139,22 @@ banked_webhooks_reseal(PG_FUNCTION_ARGS)
 	PG_RETURN_BYTEA_P(result);
 }
 
+static SignatureKey *
+key_or_fail(SignatureKey *key)
+{
+	if (key == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("could not prepare a signing key")));
+	return key;
+}
+
+SignatureKey *
+secret_prepare_signing_key(const void *bytes, Size length)
+{
+	return key_or_fail(signature_key_create(bytes, length));
+}
+
 /* The prepared signing key in a blob; raises what secret_open_or_fail raises. */
 static SignatureKey *
 open_signing_key(const char *context, const bytea *blob)
@@ -142,11 +164,7 @@ open_signing_key(const char *context, const bytea *blob)
 	SignatureKey *key = signature_key_create(buffer, length);
 
 	OPENSSL_cleanse(buffer, sizeof(buffer));
-	if (key == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("could not prepare a signing key")));
-	return key;
+	return key_or_fail(key);
 }
 
 /* _sign_with(secret bytea, context text, body bytea, at bigint) -> text: the header */

@@ -1,11 +1,14 @@
 /*
  * secret_functions.h
- *	  Opening a secret of a table, for code that runs as the extension's owner.
+ *	  Opening a secret of a table, for code that runs as the extension's owner,
+ *	  and preparing a signing key.
  */
 #ifndef BW_SECRET_FUNCTIONS_H
 #define BW_SECRET_FUNCTIONS_H
 
 #include "postgres.h"
+
+#include "signature.h"
 
 /*
  * Opens a blob into buffer (SECRET_MAX_SIZE bytes, to be cleansed by the
@@ -14,5 +17,8 @@
  * is damaged; nothing of the secret is in the buffer then.
  */
 extern Size secret_open_or_fail(const char *context, const bytea *blob, uint8 *buffer);
+
+/* A signing key, prepared for use; raises 53200 when memory is short or OpenSSL fails. */
+extern SignatureKey *secret_prepare_signing_key(const void *bytes, Size length);
 
 #endif							/* BW_SECRET_FUNCTIONS_H */

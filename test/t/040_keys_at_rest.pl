@@ -5,6 +5,8 @@
 use strict;
 use warnings;
 
+use POSIX ();
+
 use BankedWebhooks;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -49,6 +51,29 @@ $generated = $service->sql(q(select signing_key from banked.register_endpoint('/
 like($generated, qr/^[0-9a-f]{64}$/, 'a generated key is returned');
 $service->sql("select from banked.register_endpoint('/file', signing_key_file => '$key_file')");
 push @secrets, $generated, $from_file;
+{
+	# A file that cannot be read as a key: nothing of it is shown.
+	my $hidden = 'hidden-part-of-a-key';
+	my $file = $service->write_private_file('latin1.key', "abc\xe9\xff$hidden\n");
+	my $quoted = qr/0xe9|\xe9|$hidden/;
+
+	push @secrets, $hidden;
+	like($service->sql_error("select banked.rotate_signing_key('/hook', signing_key_file => '$file')"), qr/22023: file ".*" does not hold a key/, 'no UTF-8');
+	unlike($service->log_since, $quoted, 'is not quoted');
+	like($service->sql_error("select banked.rotate_signing_key('/hook', signing_key_file => '${\ $service->write_private_file('null.key', qq(a key\0with a null))}')"),
+		qr/22023: file ".*" does not hold a key/, 'a null byte');
+	like($service->sql_error("select banked.rotate_signing_key('/hook', signing_key_file => '${\ $service->write_private_file('short.key', 'short')}')"),
+		qr/22023: invalid signing key\nDETAIL:  It is shorter than 8 bytes/, 'too short for a signing key');
+	$service->sql("select banked.set_api_credentials('short', 'some-api-key', secret_key_file => '${\ $service->write_private_file('short.key', 'short')}')");
+	$service->sql(q(select banked.drop_api_credentials('short')));
+	like($service->sql_error("select banked.set_api_credentials('x', 'some-api-key', secret_key_file => '${\ $service->write_private_file('lines.key', qq(one\ntwo))}')"),
+		qr/22023: invalid secret_key\nDETAIL:  It contains a space, a control character/, 'two lines');
+	$service->write_private_file('pipe.key', '');
+	unlink $node->data_dir . '/pipe.key';
+	POSIX::mkfifo($node->data_dir . '/pipe.key', 0600) or die "mkfifo: $!";
+	like($service->sql_error("select banked.rotate_signing_key('/hook', signing_key_file => '$_')"), qr/42809: ".*" is not a regular file/, "$_: no regular file")
+	  foreach 'pipe.key', 'base', '/dev/zero';
+}
 ok_until(sub { deliver('/hook', $generated) == 200 }, 'the receiver has it');
 ok_until(sub { deliver('/file', $from_file) == 200 }, 'and the one of the file');
 
@@ -165,7 +190,6 @@ foreach my $case (
 	[ 'with another nonce', q(update banked.key_secrets set secret = set_byte(secret, 10, 255 - get_byte(secret, 10))) ],
 	[ 'cut off', q(update banked.key_secrets set secret = substr(secret, 1, length(secret) - 1)) ],
 	[ 'almost empty', q(update banked.key_secrets set secret = '\x01') ],
-	[ 'empty', q(update banked.key_secrets set secret = '') ],
 	[ 'of an unknown kind', q(update banked.key_secrets set secret = '\x02' || substr(secret, 2)) ])
 {
 	my ($name, $statement) = @$case;
@@ -173,6 +197,7 @@ foreach my $case (
 	like($error, $broken, "$name: a clear error");
 	like($service->sql_error("begin; $statement; select banked.rotate_master_key();"), $broken, "$name: not re-encrypted either");
 }
+like($service->sql_error(q(update banked.key_secrets set secret = '')), qr/23514: /, 'one that is empty would keep pg_dump from dumping any');
 $service->sql(q(create table saved as select * from banked.key_secrets));
 $service->sql(q(update banked.key_secrets set secret = set_byte(secret, 40, 255 - get_byte(secret, 40))));
 ok_until(sub { deliver('/hook', $rotated) == 503 }, 'damaged: 503');
