@@ -202,11 +202,13 @@ CREATE TABLE banked.api_credentials (
 );
 COMMENT ON TABLE banked.api_credentials IS
 	'how to call Banked''s API, for the owner alone; changed by set_api_credentials()';
+COMMENT ON COLUMN banked.api_credentials.name IS 'what the functions argument credentials says';
 COMMENT ON COLUMN banked.api_credentials.auth IS 'basic: with each call; oauth: for a token, which is used until shortly before it expires';
 COMMENT ON COLUMN banked.api_credentials.scope IS 'of the token; null: Banked''s default';
 COMMENT ON COLUMN banked.api_credentials.base_url IS 'null: banked_webhooks.api_base_url';
 COMMENT ON COLUMN banked.api_credentials.api_version IS 'null: banked_webhooks.api_version';
 COMMENT ON COLUMN banked.api_credentials.secret IS 'API key and secret key, as key_secrets.secret holds a signing key';
+COMMENT ON COLUMN banked.api_credentials.changed_at IS 'when set_api_credentials() last stored them';
 
 -- A second call in the same SELECT would fail.
 SELECT pg_extension_config_dump('banked.api_credentials', 'WHERE get_byte(secret, 0) = 1');
@@ -353,6 +355,20 @@ WHERE s.labels ? 'receiver'
 GROUP BY 1;
 COMMENT ON VIEW banked.receivers IS
 	'the receivers of this database: processes, where they listen and since when, what they hold now, and their batches since the server started; 55000: banked_webhooks is not in shared_preload_libraries';
+COMMENT ON COLUMN banked.receivers.receiver IS 'number of the receiver, from 1';
+COMMENT ON COLUMN banked.receivers.receiver_pid IS 'its process; null while none runs';
+COMMENT ON COLUMN banked.receivers.gateway_pid IS 'the process that speaks HTTP for it';
+COMMENT ON COLUMN banked.receivers.addresses IS 'where it listens; null while it does not';
+COMMENT ON COLUMN banked.receivers.port IS 'for HTTP';
+COMMENT ON COLUMN banked.receivers.tls_port IS 'for HTTPS; null when it is off';
+COMMENT ON COLUMN banked.receivers.listening_since IS 'when it began to listen';
+COMMENT ON COLUMN banked.receivers.gateway_sandboxed IS 'whether the filter of system calls is in force';
+COMMENT ON COLUMN banked.receivers.connections IS 'open connections';
+COMMENT ON COLUMN banked.receivers.pending IS 'deliveries that wait to be stored';
+COMMENT ON COLUMN banked.receivers.batches IS 'how often waiting deliveries were taken to be stored together';
+COMMENT ON COLUMN banked.receivers.batch_mean IS 'how many they were on the average';
+COMMENT ON COLUMN banked.receivers.commit_mean_ms IS 'what a commit took on the average, in milliseconds';
+COMMENT ON COLUMN banked.receivers.gateway_restarts IS 'gateways that were replaced';
 
 CREATE VIEW banked.delivery_counts AS
 SELECT s.metric AS kind, coalesce(s.labels ->> 'outcome', s.labels ->> 'reason') AS name, sum(s.value)::bigint AS count
@@ -362,6 +378,9 @@ GROUP BY 1, 2
 HAVING sum(s.value) > 0;
 COMMENT ON VIEW banked.delivery_counts IS
 	'what became of deliveries (by outcome) and why requests were rejected (by reason), counted over all receivers of this database since the server started; 55000: banked_webhooks is not in shared_preload_libraries';
+COMMENT ON COLUMN banked.delivery_counts.kind IS 'deliveries or rejections';
+COMMENT ON COLUMN banked.delivery_counts.name IS 'outcome of a delivery, as of receive(), or reason of a rejection';
+COMMENT ON COLUMN banked.delivery_counts.count IS 'how many';
 
 CREATE VIEW banked.signing_key_use AS
 SELECT (s.labels ->> 'key_id')::uuid AS key_id,
@@ -372,6 +391,9 @@ WHERE s.metric IN ('key_deliveries', 'key_last_used')
 GROUP BY 1;
 COMMENT ON VIEW banked.signing_key_use IS
 	'authentic deliveries under each signing key since the server started, and when the last one arrived: an old key that is not used any more can be revoked; the 32 keys of each receiver that were used last; 55000: banked_webhooks is not in shared_preload_libraries';
+COMMENT ON COLUMN banked.signing_key_use.key_id IS 'the key in signing_keys';
+COMMENT ON COLUMN banked.signing_key_use.deliveries IS 'authentic ones under it';
+COMMENT ON COLUMN banked.signing_key_use.last_used IS 'when the last of them arrived';
 
 CREATE FUNCTION banked._generate_signing_key()
 RETURNS text
@@ -777,6 +799,7 @@ BEGIN
 		);
 		COMMENT ON TABLE banked.handlers IS
 			'functions that run for events; changed by subscribe() and its like';
+		COMMENT ON COLUMN banked.handlers.handler IS 'its name';
 		COMMENT ON COLUMN banked.handlers.function IS 'with its argument, as regprocedure prints it';
 		COMMENT ON COLUMN banked.handlers.role IS 'the role that subscribed it, and that it runs as, by the name that it had then';
 		COMMENT ON COLUMN banked.handlers.role_id IS 'the OID of that role';
@@ -789,8 +812,11 @@ BEGIN
 		COMMENT ON COLUMN banked.handlers.rate IS 'most jobs that begin in a second; null: no limit';
 		COMMENT ON COLUMN banked.handlers.ordered IS 'jobs of one resource run one at a time, in order of arrival';
 		COMMENT ON COLUMN banked.handlers.batch IS 'most jobs in one transaction';
+		COMMENT ON COLUMN banked.handlers.include_revisions IS 'it runs for revisions too';
+		COMMENT ON COLUMN banked.handlers.include_tests IS 'it runs for test events too';
 		COMMENT ON COLUMN banked.handlers.state IS 'active or paused; jobs are made for both';
 		COMMENT ON COLUMN banked.handlers.problem IS 'why the extension paused it';
+		COMMENT ON COLUMN banked.handlers.created_at IS 'when it was subscribed';
 	END IF;
 
 	IF to_regclass('banked.jobs') IS NULL THEN
@@ -822,6 +848,11 @@ BEGIN
 		CREATE INDEX jobs_event ON banked.jobs (event_id, event_type);
 		COMMENT ON TABLE banked.jobs IS
 			'one event for one handler; those that are done are removed after banked_webhooks.job_retention';
+		COMMENT ON COLUMN banked.jobs.job_id IS 'for retry()';
+		COMMENT ON COLUMN banked.jobs.handler IS 'whose job it is';
+		COMMENT ON COLUMN banked.jobs.event_id IS 'of the event';
+		COMMENT ON COLUMN banked.jobs.event_type IS 'of the event';
+		COMMENT ON COLUMN banked.jobs.revision IS '0 for the event itself';
 		COMMENT ON COLUMN banked.jobs.order_key IS 'the resource, where the handler is ordered';
 		COMMENT ON COLUMN banked.jobs.received_at IS 'of the event';
 		COMMENT ON COLUMN banked.jobs.state IS 'ready (to run at run_at), running, done, or dead (no attempt is left)';
@@ -849,8 +880,16 @@ BEGIN
 		CREATE INDEX job_attempts_job ON banked.job_attempts (job_id, finished_at);
 		COMMENT ON TABLE banked.job_attempts IS
 			'attempts that failed, with errors that may quote what the handler worked on; see failed_attempts';
+		COMMENT ON COLUMN banked.job_attempts.job_id IS 'the job in jobs';
+		COMMENT ON COLUMN banked.job_attempts.attempt IS 'which one of the job, from 1';
+		COMMENT ON COLUMN banked.job_attempts.started_at IS 'when it began';
+		COMMENT ON COLUMN banked.job_attempts.finished_at IS 'when it failed';
 		COMMENT ON COLUMN banked.job_attempts.reason IS
 			'error, timeout, cancelled (by pg_cancel_backend), or crashed (its process ended)';
+		COMMENT ON COLUMN banked.job_attempts.sqlstate IS 'of the error';
+		COMMENT ON COLUMN banked.job_attempts.message IS 'of the error; may quote the event';
+		COMMENT ON COLUMN banked.job_attempts.detail IS 'of the error; may quote the event';
+		COMMENT ON COLUMN banked.job_attempts.context IS 'of the error: where in the function';
 	END IF;
 END
 $$;
@@ -881,6 +920,19 @@ BEGIN
 					   GROUP BY 1) AS j USING (handler);
 		COMMENT ON VIEW banked.handler_status IS
 			'for each handler: its jobs by state, how long the oldest that is due waits, how many were done in the last minute, and how long those on record ran';
+		COMMENT ON COLUMN banked.handler_status.handler IS 'its name';
+		COMMENT ON COLUMN banked.handler_status.function IS 'what it runs';
+		COMMENT ON COLUMN banked.handler_status.role IS 'that it runs as';
+		COMMENT ON COLUMN banked.handler_status.state IS 'active or paused';
+		COMMENT ON COLUMN banked.handler_status.problem IS 'why the extension paused it';
+		COMMENT ON COLUMN banked.handler_status.ready IS 'jobs that are due';
+		COMMENT ON COLUMN banked.handler_status.running IS 'jobs that run';
+		COMMENT ON COLUMN banked.handler_status.waiting_for_retry IS 'jobs whose next attempt is not due yet';
+		COMMENT ON COLUMN banked.handler_status.dead IS 'jobs that have no attempt left';
+		COMMENT ON COLUMN banked.handler_status.oldest_waiting IS 'how long the oldest of those that are due has been so';
+		COMMENT ON COLUMN banked.handler_status.done_per_minute IS 'jobs that ended well in the last minute';
+		COMMENT ON COLUMN banked.handler_status.run_time_median IS 'of the last attempts of jobs that are done';
+		COMMENT ON COLUMN banked.handler_status.run_time_p99 IS 'the time that 99 of 100 of them did not exceed';
 	END IF;
 
 	IF to_regclass('banked.event_jobs') IS NULL THEN
@@ -893,6 +945,19 @@ BEGIN
 							   WHERE f.job_id = j.job_id ORDER BY f.finished_at DESC LIMIT 1) AS a ON j.state <> 'done';
 		COMMENT ON VIEW banked.event_jobs IS
 			'for each event: what each handler did with it, when and in how many attempts, and why it is not done';
+		COMMENT ON COLUMN banked.event_jobs.event_id IS 'of the event';
+		COMMENT ON COLUMN banked.event_jobs.event_type IS 'of the event';
+		COMMENT ON COLUMN banked.event_jobs.revision IS '0 for the event itself';
+		COMMENT ON COLUMN banked.event_jobs.handler IS 'whose job it is';
+		COMMENT ON COLUMN banked.event_jobs.job_id IS 'for retry()';
+		COMMENT ON COLUMN banked.event_jobs.state IS 'ready, running, done, or dead (no attempt is left)';
+		COMMENT ON COLUMN banked.event_jobs.attempts IS 'those that began, since the last retry()';
+		COMMENT ON COLUMN banked.event_jobs.received_at IS 'arrival of the event';
+		COMMENT ON COLUMN banked.event_jobs.started_at IS 'when the last attempt began';
+		COMMENT ON COLUMN banked.event_jobs.finished_at IS 'when it ended';
+		COMMENT ON COLUMN banked.event_jobs.next_attempt_at IS 'not before; null when none is to come or it runs';
+		COMMENT ON COLUMN banked.event_jobs.reason IS 'why the last attempt failed: error, timeout, cancelled, crashed';
+		COMMENT ON COLUMN banked.event_jobs.sqlstate IS 'of the error that it failed with';
 	END IF;
 
 	IF to_regclass('banked.failed_attempts') IS NULL THEN
@@ -905,6 +970,19 @@ BEGIN
 		WHERE pg_has_role(h.role_id, 'USAGE');
 		COMMENT ON VIEW banked.failed_attempts IS
 			'failed attempts with their errors, of the handlers whose role the reader is or has the rights of';
+		COMMENT ON COLUMN banked.failed_attempts.handler IS 'whose attempt it was';
+		COMMENT ON COLUMN banked.failed_attempts.event_id IS 'of the event';
+		COMMENT ON COLUMN banked.failed_attempts.event_type IS 'of the event';
+		COMMENT ON COLUMN banked.failed_attempts.revision IS '0 for the event itself';
+		COMMENT ON COLUMN banked.failed_attempts.job_id IS 'for retry()';
+		COMMENT ON COLUMN banked.failed_attempts.attempt IS 'which one of the job, from 1';
+		COMMENT ON COLUMN banked.failed_attempts.started_at IS 'when it began';
+		COMMENT ON COLUMN banked.failed_attempts.finished_at IS 'when it failed';
+		COMMENT ON COLUMN banked.failed_attempts.reason IS 'error, timeout, cancelled or crashed';
+		COMMENT ON COLUMN banked.failed_attempts.sqlstate IS 'of the error';
+		COMMENT ON COLUMN banked.failed_attempts.message IS 'of the error; may quote the event';
+		COMMENT ON COLUMN banked.failed_attempts.detail IS 'of the error; may quote the event';
+		COMMENT ON COLUMN banked.failed_attempts.context IS 'of the error: where in the function';
 	END IF;
 END
 $$;
@@ -2012,11 +2090,15 @@ BEGIN
 		);
 		COMMENT ON TABLE banked.published_webhooks IS
 			'what publish_endpoint() told Banked, and under which ids Banked keeps it';
+		COMMENT ON COLUMN banked.published_webhooks.endpoint_id IS 'the endpoint that Banked delivers to';
 		COMMENT ON COLUMN banked.published_webhooks.credentials IS 'the API credentials it was published with';
 		COMMENT ON COLUMN banked.published_webhooks.kind IS
 			'mandate: types of mandates; payment: all others; Banked takes them in separate webhooks alone';
 		COMMENT ON COLUMN banked.published_webhooks.webhook_id IS 'the id that Banked gave';
+		COMMENT ON COLUMN banked.published_webhooks.target_url IS 'where Banked delivers';
+		COMMENT ON COLUMN banked.published_webhooks.events IS 'the event types that it delivers there';
 		COMMENT ON COLUMN banked.published_webhooks.key_id IS 'the signing key that Banked was told';
+		COMMENT ON COLUMN banked.published_webhooks.published_at IS 'when Banked was last told something new';
 	END IF;
 END
 $$;

@@ -29,8 +29,16 @@ SELECT count(*) FROM pg_init_privs WHERE objoid = 'banked'::regnamespace;
 SELECT identity FROM test.members AS m
 WHERE obj_description(CASE m.type WHEN 'function' THEN m.identity::regprocedure::oid ELSE m.identity::regclass::oid END, m.catalog::name) IS NULL;
 SELECT relname FROM pg_class WHERE relnamespace = 'banked'::regnamespace AND relkind IN ('r', 'v') AND obj_description(oid, 'pg_class') IS NULL;
+SELECT a.attrelid::regclass, a.attname FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid
+WHERE c.relnamespace = 'banked'::regnamespace AND c.relkind IN ('r', 'v') AND a.attnum > 0 AND NOT a.attisdropped
+	AND col_description(c.oid, a.attnum) IS NULL;
 SELECT tgrelid::regclass, tgname FROM pg_trigger WHERE tgname LIKE 'banked%' AND obj_description(oid, 'pg_trigger') IS NULL;
 SELECT rolname FROM pg_roles WHERE rolname LIKE 'banked%' AND shobj_description(oid, 'pg_authid') IS NULL;
+-- what has a secret at hand is planned without its value
+SELECT p.oid::regprocedure FROM pg_proc AS p
+WHERE p.pronamespace = 'banked'::regnamespace AND p.prosecdef AND p.prosrc ~ '\m(signing_key|signature_key|secret|secret_key|key_from_file)\M'
+	AND NOT coalesce(p.proconfig @> ARRAY['plan_cache_mode=force_generic_plan'], false)
+ORDER BY 1;
 -- what raises privileges fixes its search_path
 SELECT p.oid::regprocedure FROM pg_proc AS p
 WHERE p.pronamespace = 'banked'::regnamespace AND p.prosecdef AND NOT coalesce(p.proconfig @> ARRAY['search_path=pg_catalog, pg_temp'], false);
