@@ -1486,6 +1486,30 @@ $$;
 COMMENT ON FUNCTION banked._store_floor() IS
 	'declares all rows of the history final, after waiting for those who are writing it';
 
+/*
+ * A setting that is lost, or that a session has not got (see README, "Where no
+ * worker can run"), must not end encryption unnoticed.
+ */
+CREATE FUNCTION banked._refuse_new_clear_secrets()
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF (EXISTS (SELECT FROM banked.key_secrets AS s WHERE get_byte(s.secret, 0) = 0 AND banked._is_own_transaction(s.xmin))
+		OR EXISTS (SELECT FROM banked.api_credentials AS c WHERE get_byte(c.secret, 0) = 0 AND banked._is_own_transaction(c.xmin)))
+		AND (EXISTS (SELECT FROM banked.key_secrets AS s WHERE get_byte(s.secret, 0) = 1)
+			 OR EXISTS (SELECT FROM banked.api_credentials AS c WHERE get_byte(c.secret, 0) = 1)) THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = 'banked_webhooks.master_key_file is not set, and other secrets are encrypted',
+			DETAIL = 'This one would be stored as it is.',
+			HINT = 'Set it to the file with the master key, or with a new one, and reload the configuration.';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._refuse_new_clear_secrets() IS
+	'raises 55000 when this transaction has stored a secret as it is, though others are encrypted';
+
 CREATE FUNCTION banked._add_signing_key(endpoint_id uuid, signing_key text, OUT key_id uuid, OUT generated_key text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -1506,6 +1530,7 @@ BEGIN
 	INSERT INTO banked.key_secrets (key_id, secret)
 	VALUES (_add_signing_key.key_id,
 			banked._seal(coalesce(signing_key, generated_key), banked._key_context(_add_signing_key.key_id)));
+	PERFORM banked._refuse_new_clear_secrets();
 END
 $$;
 COMMENT ON FUNCTION banked._add_signing_key(uuid, text) IS
@@ -1576,7 +1601,7 @@ BEGIN ATOMIC
 								   timestamp_tolerance, live, description) AS r;
 END;
 COMMENT ON FUNCTION banked.register_endpoint(text, text[], text, interval, boolean, text, text) IS
-	'makes a path receive webhooks: event types to store (payment_sent, payment_*; null: all), signing key of 8 to 1024 bytes or the server''s file that holds it (neither: a new key, which is returned this once), greatest age of a signature (it must outlast Banked''s retries, 21 days), live events (true) or test events (false) alone; 22023: unusable argument; 42710: the path is registered already, or was and is retired; 42501: the file may not be read; 58P01: there is no such file';
+	'makes a path receive webhooks: event types to store (payment_sent, payment_*; null: all), signing key of 8 to 1024 bytes or the server''s file that holds it (neither: a new key, which is returned this once), greatest age of a signature (it must outlast Banked''s retries, 21 days), live events (true) or test events (false) alone; 22023: unusable argument; 42710: the path is registered already, or was and is retired; 55000: other secrets are encrypted, and no master key is set; 42501: the file may not be read; 58P01: there is no such file';
 
 CREATE FUNCTION banked._set_endpoint_state(action text, path text, new_state text)
 RETURNS void
@@ -1677,7 +1702,7 @@ BEGIN ATOMIC
 	FROM banked._rotate_signing_key(path, signing_key, banked._read_key_file(signing_key_file), overlap) AS r;
 END;
 COMMENT ON FUNCTION banked.rotate_signing_key(text, text, interval, text) IS
-	'gives an endpoint one more key, passed or in a file of the server (neither: a new one, which is returned this once); older keys stay valid for the overlap, which must outlast the retries of deliveries signed with them; 22023: unusable argument; 42704: no such endpoint; 55000: it is retired; 42501: the file may not be read; 58P01: there is no such file';
+	'gives an endpoint one more key, passed or in a file of the server (neither: a new one, which is returned this once); older keys stay valid for the overlap, which must outlast the retries of deliveries signed with them; 22023: unusable argument; 42704: no such endpoint; 55000: it is retired, or other secrets are encrypted and no master key is set; 42501: the file may not be read; 58P01: there is no such file';
 
 CREATE FUNCTION banked.revoke_signing_key(key_id uuid)
 RETURNS void
@@ -1855,6 +1880,7 @@ BEGIN
 	ON CONFLICT ON CONSTRAINT api_credentials_pkey DO UPDATE
 	SET auth = excluded.auth, scope = excluded.scope, base_url = excluded.base_url,
 		api_version = excluded.api_version, secret = excluded.secret, changed_at = now();
+	PERFORM banked._refuse_new_clear_secrets();
 	PERFORM banked._audit('set_api_credentials', jsonb_build_object(
 		'name', name, 'auth', auth, 'scope', scope, 'base_url', base_url, 'api_version', version));
 END
@@ -1875,7 +1901,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION banked.set_api_credentials(text, text, text, text, text, text, text, text) IS
-	'stores, in place of those of the name, what Banked''s console shows as API key and secret key (or the server''s file that holds the latter); auth basic, or oauth with a scope; base_url and api_version (v2, v3) instead of the settings; 22023: unusable argument; 42501: the file may not be read; 58P01: there is no such file';
+	'stores, in place of those of the name, what Banked''s console shows as API key and secret key (or the server''s file that holds the latter); auth basic, or oauth with a scope; base_url and api_version (v2, v3) instead of the settings; 22023: unusable argument; 55000: other secrets are encrypted, and no master key is set; 42501: the file may not be read; 58P01: there is no such file';
 
 CREATE FUNCTION banked.drop_api_credentials(name text)
 RETURNS void

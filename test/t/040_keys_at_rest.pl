@@ -218,8 +218,16 @@ is(deliver('/file', $from_file), 200, 'for every endpoint');
 is($service->sql(q(select banked.verify_event('event-1', 'payment_sent'))), 't', 'what was stored before verifies');
 is($service->sql("select banked.rotate_master_key('master.key')"), 0, 'again: nothing left to do');
 
-# From clear to encrypted.
+# No way back by accident.
 set_master_key_file('');
+my $refusal = qr/55000: banked_webhooks.master_key_file is not set, and other secrets are encrypted/;
+like($service->sql_error(q(select banked.register_endpoint('/clear'))), $refusal, 'where secrets are encrypted none is stored as it is');
+like($service->sql_error(q(select banked.rotate_signing_key('/hook'))), $refusal, 'no other key of an endpoint');
+like($service->sql_error(q(select banked.set_api_credentials('clear', 'a', 'b'))), $refusal, 'nor credentials');
+
+# From clear to encrypted.
+$service->sql(q(create table saved_keys as select * from banked.key_secrets; create table saved_credentials as select * from banked.api_credentials));
+$service->sql('delete from banked.key_secrets; delete from banked.api_credentials');
 $service->allow('signing keys are stored as they are');
 my $clear = $service->sql(q(select signing_key from banked.register_endpoint('/clear')));
 push @secrets, $clear;
@@ -237,6 +245,7 @@ $node->command_ok([ 'pg_dump', '-f', $dump, $node->connstr('postgres') ], 'pg_du
 unlike(slurp_file($dump), qr/${\ unpack 'H*', $clear}/, 'clear ones are not dumped');
 like($service->sql_error('select banked.rotate_master_key()'), qr/55000: banked_webhooks.master_key_file is not set/, 'nothing to encrypt with');
 set_master_key_file('new.key');
+$service->sql(q(insert into banked.key_secrets table saved_keys; insert into banked.api_credentials table saved_credentials));
 is($service->sql('select banked.rotate_master_key()'), 5, 'encrypted later');
 ok_until(sub { deliver('/clear', $clear) == 200 }, 'and in use');
 is($service->sql('select count(*) from banked.key_secrets where get_byte(secret, 0) = 0'), 0, 'none is clear any more');

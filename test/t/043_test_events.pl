@@ -54,19 +54,14 @@ is($service->sql(q(select status, outcome from banked.send_test_event('/hook', '
 
 # Who may send one sees no key by it, whatever he has printed to him, even one that is stored in clear.
 {
-	$service->allow('signing keys are stored as they are');
-	$service->sql("alter system set banked_webhooks.master_key_file = ''");
-	$service->sql('select pg_reload_conf()');
-	ok_until(sub { $service->sql('show banked_webhooks.master_key_file') eq '' }, 'no master key');
-	$service->register('/clear');
+	my $sealed = $service->sql('select secret from banked.key_secrets');
+	$service->sql("update banked.key_secrets set secret = '\\x00' || '$KEY'::bytea");
 	my $admin = 'set client_min_messages = log; set debug_print_plan = on; set role banked_webhooks_admin;';
-	my (undef, undef, $shown) = $service->node->psql('postgres', "$admin select from banked.send_test_event('/clear', 'payment_sent')");
+	my (undef, undef, $shown) = $service->node->psql('postgres', "$admin select from banked.send_test_event('/hook', 'payment_sent')");
 
 	like($shown, qr/LOG:  plan:/, 'plans are printed to an admin');
 	unlike($shown, forms_of($KEY), 'without the signing key');
-	$service->sql('alter system reset banked_webhooks.master_key_file');
-	$service->sql('select banked.retire_endpoint($$/clear$$); select pg_reload_conf()');
-	ok_until(sub { $service->sql('show banked_webhooks.master_key_file') ne '' }, 'a master key again');
+	$service->sql("update banked.key_secrets set secret = '$sealed'");
 }
 
 # What else can become of it.
