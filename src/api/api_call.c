@@ -227,7 +227,8 @@ repeats_secret(const Credentials *credentials, const char *text)
 		return true;
 	if (credentials->authorization != NULL)
 	{
-		const char *value = strrchr(credentials->authorization, ' ') + 1;
+		/* Behind "Authorization: " and the scheme. */
+		const char *value = strchr(strchr(credentials->authorization, ' ') + 1, ' ') + 1;
 
 		if (contains(text, length, value, strlen(value)))
 			return true;
