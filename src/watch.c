@@ -297,10 +297,12 @@ drops_extension(DropStmt *stmt)
 /*
  * Takes a hold when the command needs a database without other sessions and
  * the user may run it: nobody can interrupt the service by commands that fail
- * for want of privilege.
+ * for want of privilege, or because they stand in a transaction block or in a
+ * function.  From a handler that would be for ever: the hold ends its worker,
+ * and the job, which does not count as failed, begins again.
  */
 static void
-hold_for_command(Node *command)
+hold_for_command(Node *command, bool alone)
 {
 	const char *name = NULL;
 	bool		copies = false;
@@ -309,18 +311,20 @@ hold_for_command(Node *command)
 	switch (nodeTag(command))
 	{
 		case T_DropdbStmt:
-			name = castNode(DropdbStmt, command)->dbname;
+			if (alone)
+				name = castNode(DropdbStmt, command)->dbname;
 			break;
 		case T_RenameStmt:
 			if (castNode(RenameStmt, command)->renameType == OBJECT_DATABASE)
 				name = castNode(RenameStmt, command)->subname;
 			break;
 		case T_AlterDatabaseStmt:
-			if (moves_tablespace(castNode(AlterDatabaseStmt, command)))
+			if (alone && moves_tablespace(castNode(AlterDatabaseStmt, command)))
 				name = castNode(AlterDatabaseStmt, command)->dbname;
 			break;
 		case T_CreatedbStmt:
-			name = template_of(castNode(CreatedbStmt, command));
+			if (alone)
+				name = template_of(castNode(CreatedbStmt, command));
 			copies = true;
 			break;
 		case T_DropStmt:
@@ -405,7 +409,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 
 	refuse_to_triggers(command);
 	if (shared_state != NULL)
-		hold_for_command(command);
+		hold_for_command(command, context == PROCESS_UTILITY_TOPLEVEL && !IsTransactionBlock());
 
 	if (previous_process_utility)
 		previous_process_utility(pstmt, queryString, readOnlyTree, context,
