@@ -801,7 +801,7 @@ BEGIN
 			'functions that run for events; changed by subscribe() and its like';
 		COMMENT ON COLUMN banked.handlers.handler IS 'its name';
 		COMMENT ON COLUMN banked.handlers.function IS 'with its argument, as regprocedure prints it';
-		COMMENT ON COLUMN banked.handlers.role IS 'the role that subscribed it, and that it runs as, by the name that it had then';
+		COMMENT ON COLUMN banked.handlers.role IS 'the role that subscribed it, and that it runs as';
 		COMMENT ON COLUMN banked.handlers.role_id IS 'the OID of that role';
 		COMMENT ON COLUMN banked.handlers.events IS 'event types, a final * stands for any rest; null: all';
 		COMMENT ON COLUMN banked.handlers.endpoint_id IS 'of this endpoint alone; null: of all';
@@ -858,7 +858,7 @@ BEGIN
 		COMMENT ON COLUMN banked.jobs.state IS 'ready (to run at run_at), running, done, or dead (no attempt is left)';
 		COMMENT ON COLUMN banked.jobs.attempts IS 'those that began, since the last retry()';
 		COMMENT ON COLUMN banked.jobs.alone IS 'its last attempt ended its process: no other job is claimed with it';
-		COMMENT ON COLUMN banked.jobs.run_at IS 'not before';
+		COMMENT ON COLUMN banked.jobs.run_at IS 'not before; infinity: it runs, and its handler has been removed meanwhile';
 		COMMENT ON COLUMN banked.jobs.started_at IS 'when the last attempt began';
 		COMMENT ON COLUMN banked.jobs.finished_at IS 'when it ended';
 		COMMENT ON COLUMN banked.jobs.worker_pid IS 'the process that last ran it';
@@ -2781,6 +2781,7 @@ BEGIN
 	SET state = 'paused', problem = 'it was restored from a dump',
 		role_id = coalesce((SELECT r.oid FROM pg_roles AS r WHERE r.rolname = h.role), 0);
 	-- what ran when the dump was made
+	DELETE FROM banked.jobs AS j WHERE j.state = 'running' AND j.run_at = 'infinity';
 	UPDATE banked.jobs AS j SET state = 'ready', attempts = j.attempts - 1 WHERE j.state = 'running';
 END
 $$;
@@ -3095,6 +3096,23 @@ $$;
 COMMENT ON FUNCTION banked._check_handler_function(oid, regprocedure) IS
 	'the name of a function that a role can subscribe; 42P13: wrong signature; 42501: no EXECUTE privilege; 22023: null';
 
+CREATE FUNCTION banked._check_handler_lasts(function regprocedure)
+RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF EXISTS (SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+			   WHERE p.oid = function AND n.nspname LIKE 'pg\_temp\_%') THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_function_definition',
+			MESSAGE = format('function %s is temporary', function),
+			DETAIL = 'It ends with the session, and another session of another role may make one of the same name.';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._check_handler_lasts(regprocedure) IS
+	'raises 42P13 when a function is temporary';
+
 CREATE FUNCTION banked._check_handler_role(caller oid)
 RETURNS name
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -3149,6 +3167,22 @@ $$;
 COMMENT ON FUNCTION banked._warn_of_revisions(text[], boolean) IS
 	'raises a NOTICE when a handler of mandate events leaves out revisions';
 
+CREATE FUNCTION banked._forget_jobs(handler text)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	-- The next handler of this name may be another role's, which must not see them.
+	DELETE FROM banked.job_attempts AS a USING banked.jobs AS j
+	WHERE a.job_id = j.job_id AND j.handler = _forget_jobs.handler;
+	DELETE FROM banked.jobs AS j WHERE j.handler = _forget_jobs.handler AND j.state IN ('ready', 'dead');
+	-- Those may yet be done, but never begin again.
+	UPDATE banked.jobs AS j SET run_at = 'infinity' WHERE j.handler = _forget_jobs.handler AND j.state = 'running';
+END
+$$;
+COMMENT ON FUNCTION banked._forget_jobs(text) IS
+	'removes the jobs of a handler that are not done, and all errors on record; those that run end, one way or the other';
+
 CREATE FUNCTION banked._subscribe(caller oid, handler text, function regprocedure, events text[], endpoint text,
 								  max_attempts int, backoff interval, timeout interval, concurrency int, rate numeric,
 								  ordered boolean, include_revisions boolean, include_tests boolean, batch int)
@@ -3177,6 +3211,7 @@ BEGIN
 	PERFORM banked.create_tables();
 	role := banked._check_handler_role(caller);
 	function_name := banked._check_handler_function(caller, function);
+	PERFORM banked._check_handler_lasts(function);
 	IF endpoint IS NOT NULL THEN
 		SELECT e.endpoint_id INTO endpoint_id FROM banked.endpoints AS e WHERE e.path = endpoint;
 		IF NOT FOUND THEN
@@ -3201,6 +3236,8 @@ BEGIN
 			ERRCODE = 'duplicate_object',
 			MESSAGE = format('handler "%s" already exists', handler);
 	END IF;
+	-- what was made for a handler of this name while that was being removed
+	PERFORM banked._forget_jobs(handler);
 	PERFORM banked._audit('subscribe', jsonb_build_object('handler', handler, 'function', function_name, 'role', role,
 														  'events', events, 'endpoint', endpoint));
 	PERFORM banked._warn_of_revisions(events, include_revisions);
@@ -3218,7 +3255,7 @@ RETURNS void
 LANGUAGE c VOLATILE
 AS 'MODULE_PATHNAME', 'banked_webhooks_as_owner';
 COMMENT ON FUNCTION banked.subscribe(text, regprocedure, text[], text, int, interval, interval, int, numeric, boolean, boolean, boolean, int) IS
-	'makes a function of one argument of type banked.events run for each event from now on, in a background worker, as the role that calls this: event types (payment_sent, payment_*; null: all), path of the endpoint (null: all), attempts before a job is dead, pause after the first failure (it doubles, up to an hour), longest time of an attempt, most jobs at one time (null: no limit of its own), most jobs a second, whether jobs of one resource run one at a time in order of arrival, whether revisions and test events count, jobs in one transaction; 22023: unusable argument; 42P13: wrong signature; 42501: superuser, role without LOGIN or without the right to read events, function not executable; 42704: no such endpoint; 42710: the handler exists';
+	'makes a function of one argument of type banked.events run for each event from now on, in a background worker, as the role that calls this: event types (payment_sent, payment_*; null: all), path of the endpoint (null: all), attempts before a job is dead, pause after the first failure (it doubles, up to an hour), longest time of an attempt, most jobs at one time (null: no limit of its own), most jobs a second, whether jobs of one resource run one at a time in order of arrival, whether revisions and test events count, jobs in one transaction; 22023: unusable argument; 42P13: wrong signature, or a temporary function; 42501: superuser, role without LOGIN or without the right to read events, function not executable; 42704: no such endpoint; 42710: the handler exists';
 
 CREATE FUNCTION banked._lock_handler(caller oid, handler text, OUT role_id oid, OUT state text, OUT ordered boolean)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -3262,11 +3299,7 @@ AS $$
 BEGIN
 	PERFORM banked._lock_handler(caller, handler);
 	DELETE FROM banked.handlers AS h WHERE h.handler = _unsubscribe.handler;
-	WITH gone AS (
-		DELETE FROM banked.jobs AS j
-		WHERE j.handler = _unsubscribe.handler AND j.state IN ('ready', 'dead')
-		RETURNING j.job_id)
-	DELETE FROM banked.job_attempts AS a USING gone AS g WHERE a.job_id = g.job_id;
+	PERFORM banked._forget_jobs(handler);
 	PERFORM banked._audit('unsubscribe', jsonb_build_object('handler', handler));
 END
 $$;
@@ -3277,7 +3310,7 @@ RETURNS void
 LANGUAGE c VOLATILE
 AS 'MODULE_PATHNAME', 'banked_webhooks_as_owner';
 COMMENT ON FUNCTION banked.unsubscribe(text) IS
-	'removes a handler with its jobs that have not run or are dead; what it has done stays on record; 42704: no such handler; 42501: it belongs to another role';
+	'removes a handler with its jobs that have not run or are dead, and its errors; a job that runs may finish; what it has done stays on record; 42704: no such handler; 42501: it belongs to another role';
 
 CREATE FUNCTION banked._pause_handler(caller oid, handler text)
 RETURNS void
@@ -3351,6 +3384,7 @@ BEGIN
 				MESSAGE = format('only the role that handler "%s" runs as can give it another function', handler);
 		END IF;
 		function_name := banked._check_handler_function(caller, function);
+		PERFORM banked._check_handler_lasts(function);
 	END IF;
 	PERFORM banked._check_events(events);
 	UPDATE banked.handlers AS h
@@ -3373,7 +3407,7 @@ BEGIN
 		UPDATE banked.jobs AS j
 		SET order_key = CASE WHEN changed.ordered THEN
 			(SELECT e.resource_id FROM banked.events AS e WHERE e.event_id = j.event_id AND e.event_type = j.event_type) END
-		WHERE j.handler = _alter_handler.handler AND j.state IN ('ready', 'dead');
+		WHERE j.handler = _alter_handler.handler AND j.state <> 'done';
 	END IF;
 	PERFORM banked._audit('alter_handler', to_jsonb(changed));
 END
@@ -3567,7 +3601,7 @@ BEGIN
 			BEGIN
 				EXECUTE call USING event.event_id, event.event_type;
 				SET CONSTRAINTS ALL IMMEDIATE;
-			EXCEPTION WHEN OTHERS THEN
+			EXCEPTION WHEN OTHERS OR assert_failure THEN
 				failed_state := SQLSTATE;
 				failed_message := SQLERRM;
 			END;

@@ -62,6 +62,12 @@ SELECT test.attempt($$SELECT banked.subscribe('h', 'test.two_arguments(banked.ev
 SELECT test.attempt($$SELECT banked.subscribe('h', 'test.returns_set(banked.events)')$$);
 SELECT test.attempt($$SELECT banked.subscribe('h', 'test.procedure(banked.events)')$$);
 SELECT test.attempt($$SELECT banked.subscribe('h', 'test.private(banked.events)')$$);
+-- another role may have that schema next
+RESET ROLE;
+CREATE FUNCTION pg_temp.handle(event banked.events) RETURNS void LANGUAGE sql AS 'SELECT';
+SET ROLE regress_webhooks_shop;
+SELECT regexp_replace(test.attempt($$SELECT banked.subscribe('h', 'pg_temp.handle(banked.events)')$$), 'pg_temp_\d+', 'pg_temp');
+SELECT regexp_replace(test.attempt($$SELECT banked.alter_handler('shop', function => 'pg_temp.handle(banked.events)')$$), 'pg_temp_\d+', 'pg_temp');
 SELECT test.attempt($$SELECT banked.subscribe('h', 'test.handle(banked.events)', events => '{}')$$);
 SELECT test.attempt($$SELECT banked.subscribe('h', 'test.handle(banked.events)', events => ARRAY['pay*ment'])$$);
 SELECT test.attempt($$SELECT banked.subscribe('h', 'test.handle(banked.events)', endpoint => '/nowhere')$$);
@@ -179,6 +185,8 @@ SELECT event_id, event_type, succeeded, sqlstate, message, duration >= '0' AS to
 SELECT event_id, succeeded FROM banked.dry_run('test.see(banked.events)', test.minute(2), test.minute(4));
 SELECT event_id, succeeded FROM banked.dry_run('test.see(banked.events)', max => 1);
 SELECT count(*) FROM test.seen;
+CREATE FUNCTION test.assert(event banked.events) RETURNS void LANGUAGE plpgsql AS $$ BEGIN ASSERT event.event_id <> 'e1', 'not e1'; END $$;
+SELECT event_id, succeeded, sqlstate, message FROM banked.dry_run('test.assert(banked.events)', events => ARRAY['payment_*'], max => 2);
 SELECT test.attempt($$SELECT banked.dry_run('test.wrong_argument(text)')$$);
 SET ROLE regress_webhooks_shop;
 SELECT test.attempt($$SELECT banked.dry_run('test.private(banked.events)')$$);
@@ -195,6 +203,16 @@ SELECT banked.unsubscribe('mandates too');
 SELECT test.attempt($$SELECT banked.unsubscribe('mandates too')$$);
 SELECT test.attempt($$SELECT banked.unsubscribe(NULL)$$);
 SELECT DISTINCT handler FROM banked.jobs ORDER BY 1;
+-- what is left on record of another role's is no secret of the next one
+SET ROLE regress_webhooks_shop;
+SELECT banked.unsubscribe('shop');
+RESET ROLE;
+GRANT banked_webhooks_admin TO regress_webhooks_plain;
+SET ROLE regress_webhooks_plain;
+SELECT banked.subscribe('shop', 'test.handle(banked.events)', ARRAY['payment_*']);
+SELECT count(*) FROM banked.failed_attempts WHERE handler = 'shop';
+RESET ROLE;
+SELECT state, count(*) > 0 AS some FROM banked.jobs WHERE handler = 'shop' GROUP BY 1;
 SELECT action, detail ->> 'handler' AS handler FROM banked.audit_log WHERE detail ? 'handler' ORDER BY at LIMIT 5;
 SET client_min_messages = error;
 DROP OWNED BY regress_webhooks_shop, regress_webhooks_plain;

@@ -7,6 +7,7 @@
  *	 running -> done	 in the transaction of the function
  *	 running -> ready	 the attempt failed and others are left, or it did not take place
  *	 running -> dead	 the last attempt failed
+ *	 running -> (none)	 it did not end well, and unsubscribe() has removed the handler meanwhile
  *	 dead	 -> ready	 retry()
  *
  * An attempt owns its job while the job is running and bears its number of
@@ -19,8 +20,12 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/json.h"
@@ -34,6 +39,9 @@
 #include "receiver/notify.h"
 #include "receiver/statements.h"
 #include "watch.h"
+
+/* What is kept of each text of an error, in bytes. */
+#define ERROR_TEXT_SIZE 65536
 
 /* The columns of the tuplestore new_jobs. */
 enum
@@ -77,18 +85,39 @@ static Statement claim = {
 	.argtypes = {TEXTOID, TIMESTAMPTZOID, INT4OID}
 };
 
-/* One after the other within a resource, in order of arrival. */
+/*
+ * One after the other within a resource, in order of arrival.  A later one may
+ * run already where an earlier one came by replay() or retry().
+ */
+#define IN_TURN \
+	" AND NOT EXISTS (SELECT FROM banked.jobs AS p " \
+	"WHERE p.handler = r.handler AND p.order_key = r.order_key " \
+	"AND p.state IN ('ready', 'running') AND p.order_key IS NOT NULL " \
+	"AND (p.received_at, p.job_id) < (r.received_at, r.job_id))" \
+	" AND NOT EXISTS (SELECT FROM banked.jobs AS q " \
+	"WHERE q.handler = r.handler AND q.order_key = r.order_key " \
+	"AND q.state = 'running' AND q.order_key IS NOT NULL)"
+
 static Statement claim_ordered = {
-	.sql = CLAIM(" AND NOT EXISTS (SELECT FROM banked.jobs AS p "
-				 "WHERE p.handler = r.handler AND p.order_key = r.order_key "
-				 "AND p.state IN ('ready', 'running') AND p.order_key IS NOT NULL "
-				 "AND (p.received_at, p.job_id) < (r.received_at, r.job_id))"),
+	.sql = CLAIM(IN_TURN),
 	.nargs = 3,
 	.argtypes = {TEXTOID, TIMESTAMPTZOID, INT4OID}
 };
 
+/* A job that is due and was not claimed is locked, by somebody who may yet roll back. */
+#define NEXT_DUE(condition) \
+	"SELECT least((SELECT min(run_at) FROM banked.jobs WHERE handler = $1 AND state = 'ready' AND run_at > $2), " \
+	"(SELECT clock_timestamp() + interval '1 s' FROM banked.jobs AS r " \
+	"WHERE r.handler = $1 AND r.state = 'ready' AND r.run_at <= $2" condition " LIMIT 1))"
+
 static Statement next_due = {
-	.sql = "SELECT min(run_at) FROM banked.jobs WHERE handler = $1 AND state = 'ready' AND run_at > $2",
+	.sql = NEXT_DUE(""),
+	.nargs = 2,
+	.argtypes = {TEXTOID, TIMESTAMPTZOID}
+};
+
+static Statement next_due_ordered = {
+	.sql = NEXT_DUE(IN_TURN),
 	.nargs = 2,
 	.argtypes = {TEXTOID, TIMESTAMPTZOID}
 };
@@ -100,18 +129,25 @@ static Statement finish = {
 	.argtypes = {INT8OID, INT4OID}
 };
 
+/* unsubscribe() marks a job that runs by run_at. */
+#define REMOVE_ORPHAN \
+	"DELETE FROM banked.jobs WHERE job_id = $1 AND state = 'running' AND attempts = $2 AND run_at = 'infinity'"
+
 /*
  * The pause doubles with each attempt, up to an hour; up to a quarter more, so
- * that jobs that failed together do not come back together.
+ * that jobs that failed together do not come back together.  A job whose handler
+ * has been removed meanwhile goes the way of those that had not begun.
  */
 static Statement fail = {
-	.sql = "WITH failed AS ("
+	.sql = "WITH removed AS (" REMOVE_ORPHAN "), failed AS ("
 	"UPDATE banked.jobs AS j SET "
-	"state = CASE WHEN $8 OR j.attempts >= coalesce(h.max_attempts, 0) THEN 'dead' ELSE 'ready' END, "
+	"state = CASE WHEN $8 OR h.role_is_gone OR j.attempts >= coalesce(h.max_attempts, 0) THEN 'dead' ELSE 'ready' END, "
 	"run_at = clock_timestamp() + least(h.backoff * 2 ^ least(j.attempts - 1, 20) * (1 + random() / 4), interval '1 hour'), "
 	"finished_at = clock_timestamp(), alone = ($3 = 'crashed') "
-	"FROM (SELECT r.job_id, s.max_attempts, coalesce(s.backoff, interval '0') AS backoff "
-	"FROM banked.jobs AS r LEFT JOIN banked.handlers AS s ON s.handler = r.handler WHERE r.job_id = $1) AS h "
+	"FROM (SELECT r.job_id, s.max_attempts, coalesce(s.backoff, interval '0') AS backoff, "
+	"NOT EXISTS (SELECT FROM pg_roles AS o WHERE o.oid = s.role_id) AS role_is_gone "
+	"FROM banked.jobs AS r LEFT JOIN banked.handlers AS s ON s.handler = r.handler "
+	"WHERE r.job_id = $1 AND r.run_at < 'infinity') AS h "
 	"WHERE j.job_id = h.job_id AND j.state = 'running' AND j.attempts = $2 "
 	"RETURNING j.job_id, j.handler, j.event_id, j.event_type, j.state, j.attempts, j.started_at, j.finished_at), "
 	"recorded AS ("
@@ -123,8 +159,9 @@ static Statement fail = {
 };
 
 static Statement release = {
-	.sql = "UPDATE banked.jobs SET state = 'ready', attempts = attempts - 1 "
-	"WHERE job_id = $1 AND state = 'running' AND attempts = $2",
+	.sql = "WITH removed AS (" REMOVE_ORPHAN ") "
+	"UPDATE banked.jobs SET state = 'ready', attempts = attempts - 1 "
+	"WHERE job_id = $1 AND state = 'running' AND attempts = $2 AND run_at < 'infinity'",
 	.nargs = 2,
 	.argtypes = {INT8OID, INT4OID}
 };
@@ -139,8 +176,12 @@ job_queue_begin(bool own)
 	XactDeferrable = false;
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (own)
+	{
 		(void) set_config_option("synchronous_commit", "local", PGC_USERSET, PGC_S_SESSION,
 								 GUC_ACTION_LOCAL, true, 0, false);
+		(void) set_config_option("lock_timeout", "0", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
+	}
 }
 
 void
@@ -296,6 +337,18 @@ compare_jobs(const void *a, const void *b)
 	return left->job_id < right->job_id ? -1 : left->job_id > right->job_id;
 }
 
+/*
+ * Two workers that claim at one time would not see each other's job of the same
+ * resource.  No statement of SQL takes such a lock.
+ */
+static void
+lock_order(const Handler *handler)
+{
+	uint32		hash = hash_bytes((const unsigned char *) handler->name, strlen(handler->name));
+
+	LockDatabaseObject(RelationRelationId, statements_relation("jobs"), (uint16) hash, ExclusiveLock);
+}
+
 int
 job_queue_claim(const Handler *handler, TimestampTz now, int limit, Job *jobs)
 {
@@ -304,6 +357,8 @@ job_queue_claim(const Handler *handler, TimestampTz now, int limit, Job *jobs)
 	Identity	before;
 	int			count;
 
+	if (handler->ordered)
+		lock_order(handler);
 	begin_statement(&before);
 	values[0] = CStringGetTextDatum(handler->name);
 	values[1] = TimestampTzGetDatum(now);
@@ -331,7 +386,7 @@ job_queue_claim(const Handler *handler, TimestampTz now, int limit, Job *jobs)
 }
 
 TimestampTz
-job_queue_next_due(const char *handler, TimestampTz now)
+job_queue_next_due(const Handler *handler, TimestampTz now)
 {
 	Datum		values[2];
 	Identity	before;
@@ -339,9 +394,9 @@ job_queue_next_due(const char *handler, TimestampTz now)
 	bool		isnull;
 
 	begin_statement(&before);
-	values[0] = CStringGetTextDatum(handler);
+	values[0] = CStringGetTextDatum(handler->name);
 	values[1] = TimestampTzGetDatum(now);
-	(void) statements_run(&next_due, values, NULL, 0);
+	(void) statements_run(handler->ordered ? &next_due_ordered : &next_due, values, NULL, 0);
 	due_at = DatumGetTimestampTz(get_column(0, 1, &isnull));
 	if (isnull)
 		due_at = DT_NOEND;
@@ -388,7 +443,7 @@ set_text(Datum *values, char *nulls, int argument, const char *text)
 {
 	nulls[argument] = text == NULL ? 'n' : ' ';
 	if (text != NULL)
-		values[argument] = CStringGetTextDatum(text);
+		values[argument] = PointerGetDatum(cstring_to_text_with_len(text, pg_mbcliplen(text, strlen(text), ERROR_TEXT_SIZE)));
 }
 
 bool

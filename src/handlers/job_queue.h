@@ -35,7 +35,7 @@ typedef struct JobFailure
 /*
  * Begins a transaction of a worker: read committed and read-write, whatever
  * the session's defaults are.  One that only the queue is concerned by, its own,
- * waits for no standby.
+ * waits for no standby, and for locks as long as it takes.
  */
 extern void job_queue_begin(bool own);
 extern void job_queue_commit(void);
@@ -53,10 +53,11 @@ extern void job_queue_enqueue(Delivery **deliveries, int count);
 extern int	job_queue_claim(const Handler *handler, TimestampTz now, int limit, Job *jobs);
 
 /*
- * When the first job that was not due by now will be; DT_NOEND when there is
- * none.  With the time of a claim that found nothing, no job is between the two.
+ * When to look again, after a claim at that time that found nothing: when the
+ * first job is due; in a second while a job is locked that is due already;
+ * DT_NOEND when nothing waits.
  */
-extern TimestampTz job_queue_next_due(const char *handler, TimestampTz now);
+extern TimestampTz job_queue_next_due(const Handler *handler, TimestampTz now);
 
 /* The job is done.  Raises 55000 when it is not this attempt's any more. */
 extern void job_queue_finish(int64 job_id, int attempt);

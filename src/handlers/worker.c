@@ -244,7 +244,7 @@ claim_limit(void)
 static int
 claim_jobs(Job *jobs)
 {
-	int			limit;
+	int			limit = 0;
 	int			count = 0;
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz rate_wait = DT_NOEND;
@@ -273,7 +273,7 @@ claim_jobs(Job *jobs)
 				give_back_starts(limit - count);
 		}
 		if (count == 0)
-			state.due_at = Min(job_queue_next_due(my_worker->name, now), rate_wait);
+			state.due_at = limit == 0 ? rate_wait : job_queue_next_due(&state.handler, now);
 		else
 			note_backlog(count == limit);
 		state.claims++;
