@@ -12,6 +12,7 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
@@ -26,11 +27,13 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/portal.h"
+#include "utils/rel.h"
 #include "utils/resowner.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
 #include "pool.h"
+#include "receiver/statements.h"
 #include "runner.h"
 
 /* How long a function that catches its cancellation is tolerated: so many further seconds. */
@@ -38,12 +41,14 @@
 
 Runner		runner = {.limit = 1};
 
-static volatile sig_atomic_t in_job = false;
+static volatile sig_atomic_t in_job = false;	/* its function, and the commit: may be cancelled */
+static volatile sig_atomic_t busy = false;	/* these, or the queue's own statements: SIGTERM ends them */
 static volatile sig_atomic_t cancels = 0;
 static volatile sig_atomic_t timer_fired = 0;
 static TimeoutId job_timer;
 static SPIPlanPtr call_event = NULL;
 static SPIPlanPtr call_revision = NULL;
+static emit_log_hook_type previous_emit_log = NULL;
 static bool temp_used = false;	/* by a transaction since the session was cleaned */
 
 static void
@@ -57,11 +62,17 @@ cancel_statement(void)
 void
 runner_terminate(void)
 {
-	if (in_job)
+	if (busy)
 	{
 		InterruptPending = true;
 		ProcDiePending = true;
 	}
+}
+
+void
+runner_set_busy(bool value)
+{
+	busy = value;
 }
 
 /* SIGINT: pg_cancel_backend, or PostgreSQL's own lock timeout. */
@@ -109,11 +120,25 @@ runner_init(void)
 	pqsignal(SIGINT, handle_cancel);
 }
 
+/* The context of a message quotes statements, and one that the function has put together may hold a body. */
+static void
+hide_context(ErrorData *message)
+{
+	if (busy)
+		message->hide_ctx = true;
+	if (previous_emit_log)
+		previous_emit_log(message);
+}
+
 void
 runner_init_session(void)
 {
+	/* A setting of the role for it would hold until the session is cleaned for the first time. */
+	SetConfigOption("role", "none", PGC_USERSET, PGC_S_SESSION);
 	job_timer = RegisterTimeout(USER_TIMEOUT, handle_job_timer);
 	RegisterXactCallback(before_commit, NULL);
+	previous_emit_log = emit_log_hook;
+	emit_log_hook = hide_context;
 }
 
 /* Undoes what the function may have left behind in the session. */
@@ -144,23 +169,57 @@ note_current(int index)
 	LWLockRelease(pool_state->lock);
 }
 
+/*
+ * A row of event_revisions as one of events, which may have columns of its own
+ * since somebody has added them.
+ */
+static char *
+revision_as_event(void)
+{
+	Relation	events = table_open(statements_relation("events"), AccessShareLock);
+	Oid			revisions = statements_relation("event_revisions");
+	StringInfoData row;
+
+	initStringInfo(&row);
+	for (int i = 0; i < RelationGetNumberOfAttributes(events); i++)
+	{
+		Form_pg_attribute column = TupleDescAttr(RelationGetDescr(events), i);
+		AttrNumber	same = get_attnum(revisions, NameStr(column->attname));
+
+		if (column->attisdropped)
+			continue;
+		appendStringInfoString(&row, row.len > 0 ? ", " : "ROW(");
+		if (same != InvalidAttrNumber && get_atttype(revisions, same) == column->atttypid)
+			appendStringInfo(&row, "r.%s", quote_identifier(NameStr(column->attname)));
+		else
+			appendStringInfoString(&row, "NULL");
+	}
+	appendStringInfoString(&row, ")::banked.events");
+	table_close(events, NoLock);
+	return row.data;
+}
+
 /* The statement that calls the function with a row of a table. */
 static SPIPlanPtr
 prepare_call(bool revision)
 {
 	Oid			argtypes[3] = {TEXTOID, TEXTOID, INT4OID};
+	char	   *name = get_func_name(runner.function_oid);
+	char	   *schema = get_namespace_name(get_func_namespace(runner.function_oid));
 	char	   *function;
 	char	   *sql;
 	SPIPlanPtr	plan;
 
-	function = quote_qualified_identifier(get_namespace_name(get_func_namespace(runner.function_oid)),
-										  get_func_name(runner.function_oid));
+	/* It was there when the job was claimed. */
+	if (name == NULL || schema == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("function %s does not exist", runner.function)));
+	function = quote_qualified_identifier(schema, name);
 	if (revision)
-		sql = psprintf("SELECT %s(ROW(r.event_id, r.event_type, r.endpoint_id, r.resource_id, r.resource_type, "
-					   "r.state, r.live, r.test, r.api_version, r.payload, r.body, r.body_sha256, r.signature, "
-					   "r.signed_at, r.key_id, r.received_at, r.seq, r.stored_by, r.revision)::banked.events) "
-					   "FROM banked.event_revisions AS r WHERE r.event_id OPERATOR(pg_catalog.=) $1 "
-					   "AND r.event_type OPERATOR(pg_catalog.=) $2 AND r.revision OPERATOR(pg_catalog.=) $3", function);
+		sql = psprintf("SELECT %s(%s) FROM banked.event_revisions AS r WHERE r.event_id OPERATOR(pg_catalog.=) $1 "
+					   "AND r.event_type OPERATOR(pg_catalog.=) $2 AND r.revision OPERATOR(pg_catalog.=) $3",
+					   function, revision_as_event());
 	else
 		sql = psprintf("SELECT %s(e) FROM banked.events AS e WHERE e.event_id OPERATOR(pg_catalog.=) $1 "
 					   "AND e.event_type OPERATOR(pg_catalog.=) $2", function);
@@ -168,6 +227,18 @@ prepare_call(bool revision)
 	if (plan == NULL || SPI_keepplan(plan) != 0)
 		elog(ERROR, "could not prepare the call of a handler");
 	return plan;
+}
+
+/* After a failure: the text of a plan may not fit the tables any more. */
+static void
+forget_plans(void)
+{
+	if (call_event != NULL)
+		SPI_freeplan(call_event);
+	if (call_revision != NULL)
+		SPI_freeplan(call_revision);
+	call_event = NULL;
+	call_revision = NULL;
 }
 
 /* Calls the function, as the session's role and with its settings. */
@@ -179,6 +250,11 @@ call_function(const Job *job)
 	Int32GetDatum(job->revision)};
 	int			level;
 
+	/* Until the scheduler pauses the handler of a role that has become one. */
+	if (superuser())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("handlers do not run as superuser")));
 	SPI_connect();
 	if (*plan == NULL)
 		*plan = prepare_call(job->revision > 0);
@@ -200,6 +276,16 @@ call_function(const Job *job)
 }
 
 static void
+start_timer(void)
+{
+	timer_fired = 0;
+	QueryCancelPending = false;
+	enable_timeout_every(job_timer,
+						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), runner.timeout),
+						 1000);
+}
+
+static void
 start_job(const Job *job)
 {
 	char		activity[NAMEDATALEN * 2 + 64];
@@ -207,11 +293,7 @@ start_job(const Job *job)
 	snprintf(activity, sizeof(activity), "running job " INT64_FORMAT " of handler \"%s\"",
 			 job->job_id, my_worker->name);
 	pgstat_report_activity(STATE_RUNNING, activity);
-	timer_fired = 0;
-	QueryCancelPending = false;
-	enable_timeout_every(job_timer,
-						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), runner.timeout),
-						 1000);
+	start_timer();
 }
 
 static void
@@ -252,6 +334,7 @@ record_failure(const Job *job, const JobFailure *failure)
 {
 	bool		dead;
 
+	forget_plans();
 	job_queue_begin(true);
 	dead = job_queue_fail(job->job_id, job->attempts, failure);
 	job_queue_commit();
@@ -408,6 +491,7 @@ runner_run_together(const Job *jobs, int first, int count)
 			else
 				done++;
 		}
+		start_timer();			/* for deferred triggers */
 		job_queue_commit();
 		MemoryContextSwitchTo(runner.context);
 		committed = true;

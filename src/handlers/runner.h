@@ -28,8 +28,14 @@ extern void runner_init(void);
 /* What can be done only after the connection. */
 extern void runner_init_session(void);
 
-/* From the handler of SIGTERM: a job that runs ends with its process. */
+/*
+ * From the handler of SIGTERM: a job that runs ends with its process, and so
+ * does a statement of the queue, which may wait for somebody's lock.
+ */
 extern void runner_terminate(void);
+
+/* Between these the process may be ended anywhere; outside it is asked to leave. */
+extern void runner_set_busy(bool value);
 
 /*
  * Runs one of the jobs that this worker holds, in a transaction of its own,

@@ -138,7 +138,8 @@ read_handler(void)
 {
 	const Handler *found;
 
-	if (!statements_extension_exists())
+	/* The scheduler pauses the handler of a role that has become a superuser. */
+	if (!statements_extension_exists() || superuser())
 		return false;
 	handler_cache_refresh();
 	found = handler_cache_find(my_worker->name);
@@ -165,6 +166,8 @@ take_starts(int wanted, TimestampTz *wait_until)
 	int			taken = 0;
 
 	LWLockAcquire(pool_state->lock, LW_EXCLUSIVE);
+	/* A start that was put off by a lower rate than the present one. */
+	entry->next_start = Min(entry->next_start, now + Max(interval, RATE_BURST));
 	if (entry->next_start > now)
 		*wait_until = entry->next_start;
 	else
@@ -322,8 +325,12 @@ run_jobs(const Job *jobs, int count)
 		}
 		i += together;
 	}
-	release_jobs(jobs, i, count);
-	note_jobs(NULL, 0);
+	/* Whoever is told to end now must not wait for a lock: the rest stays in the slot. */
+	if (!shutdown_requested || i >= count)
+	{
+		release_jobs(jobs, i, count);
+		note_jobs(NULL, 0);
+	}
 	(void) pgstat_report_stat(false);
 }
 
@@ -406,7 +413,7 @@ main_loop(void)
 	state.idle_since = GetCurrentTimestamp();
 	while (!must_leave())
 	{
-		int			count = claim_jobs(jobs);
+		int			count = 0;
 
 		if (count > 0)
 		{
@@ -414,12 +421,18 @@ main_loop(void)
 			state.idle_since = GetCurrentTimestamp();
 		}
 		else if (!must_leave() && become_idle())
-		{
 			if (has_been_idle_too_long())
+		/* From here SIGTERM ends the process; one that came before is seen by must_leave. */
+		runner_set_busy(true);
+		if (!must_leave())
+			count = claim_jobs(jobs);
 				break;
 			wait_for_jobs();
-		}
-		CHECK_FOR_INTERRUPTS();
+		runner_set_busy(false);
+
+		if (count > 0)
+		if (!must_leave())
+			CHECK_FOR_INTERRUPTS();
 	}
 }
 
@@ -443,7 +456,7 @@ banked_webhooks_handler_main(Datum arg)
 
 	LWLockAcquire(pool_state->lock, LW_EXCLUSIVE);
 	my_worker->idle = false;
-	my_worker->job_count = 0;
+	my_worker->current = -1;
 	my_worker->ended = true;
 	LWLockRelease(pool_state->lock);
 	/* Another one looks for what this one may leave. */
