@@ -44,6 +44,9 @@ static TimestampTz register_after = 0;
 /* The next step that no event will announce. */
 static TimestampTz next_step;
 
+/* Is there something for the schedulers? */
+static bool wake_needed;
+
 static void
 step_at(TimestampTz time)
 {
@@ -83,8 +86,16 @@ database_is_open(Oid database)
 }
 
 /* What each entry and each worker must know of its database. */
+typedef struct Databases
+{
+	bool		entries_open[MAX_HANDLERS];
+	bool		entries_served[MAX_HANDLERS];
+	bool		workers_open[MAX_HANDLER_WORKERS];
+	bool		workers_served[MAX_HANDLER_WORKERS];
+} Databases;
+
 static void
-find_databases(bool *entries_open, bool *workers_open, bool *workers_served)
+find_databases(Databases *databases)
 {
 	Oid			entry_databases[MAX_HANDLERS];
 	Oid			worker_databases[MAX_HANDLER_WORKERS];
@@ -98,17 +109,20 @@ find_databases(bool *entries_open, bool *workers_open, bool *workers_served)
 
 	LWLockAcquire(shared_state->lock, LW_SHARED);
 	for (int i = 0; i < MAX_HANDLERS; i++)
-		entries_open[i] = OidIsValid(entry_databases[i]) && database_is_open(entry_databases[i]);
+	{
+		databases->entries_open[i] = OidIsValid(entry_databases[i]) && database_is_open(entry_databases[i]);
+		databases->entries_served[i] = OidIsValid(entry_databases[i]) && database_is_served(entry_databases[i]);
+	}
 	for (int i = 0; i < MAX_HANDLER_WORKERS; i++)
 	{
-		workers_open[i] = OidIsValid(worker_databases[i]) && database_is_open(worker_databases[i]);
-		workers_served[i] = OidIsValid(worker_databases[i]) && database_is_served(worker_databases[i]);
+		databases->workers_open[i] = OidIsValid(worker_databases[i]) && database_is_open(worker_databases[i]);
+		databases->workers_served[i] = OidIsValid(worker_databases[i]) && database_is_served(worker_databases[i]);
 	}
 	LWLockRelease(shared_state->lock);
 }
 
-/* A worker's process has ended.  Returns whether it left jobs behind. */
-static bool
+/* A worker's process has ended. */
+static void
 note_end(int index)
 {
 	HandlerWorker *worker = &pool_state->workers[index];
@@ -131,15 +145,21 @@ note_end(int index)
 	{
 		int			delay = FIRST_RESTART_DELAY << Min(entry->failures, 10);
 
+		/* Its role may have lost what it needs, which nobody else tells the scheduler. */
+		pg_atomic_fetch_add_u64(&pool_state->publish_requests, 1);
+		wake_needed = true;
 		entry->failures++;
 		entry->start_after = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 														 Min(delay, LAST_RESTART_DELAY));
 	}
 	if (left_jobs)
+	{
 		worker->left = worker->stopped ? LEFT_BY_STOP : LEFT_BY_CRASH;
+		pg_atomic_fetch_add_u64(&pool_state->settle_requests, 1);
+		wake_needed = true;
+	}
 	else
 		worker->used = false;
-	return left_jobs;
 }
 
 static bool
@@ -166,6 +186,7 @@ stop_worker(int index)
 	if (worker->stopped)
 		return;
 	worker->stopped = true;
+	worker->yield_at = GetCurrentTimestamp();
 	if (handles[index] != NULL)
 		TerminateBackgroundWorker(handles[index]);
 	else if (worker->pid != 0)
@@ -176,6 +197,7 @@ static void
 ask_to_yield(HandlerWorker *worker)
 {
 	worker->yield = true;
+	worker->yield_at = GetCurrentTimestamp();
 	if (worker->latch != NULL)
 		SetLatch(worker->latch);
 }
@@ -186,29 +208,64 @@ is_running(const HandlerWorker *worker)
 	return worker->used && worker->left == LEFT_NOTHING;
 }
 
-/* Follows processes that ended, and ends those that have nothing to run any more. */
-static bool
-advance_workers(const bool *entries_open, const bool *workers_open, const bool *workers_served)
+/* The handlers of a database that is held or paused do not run; afterwards they are published anew. */
+static void
+follow_database(HandlerEntry *entry, bool open, bool served)
 {
-	bool		settle = false;
-
-	for (int i = 0; i < MAX_HANDLERS; i++)
+	if (!entry->used)
+		return;
+	if (!open)
 	{
-		if (pool_state->entries[i].used && !entries_open[i])
-			pool_state->entries[i].active = false;
+		entry->active = false;
+		entry->closed = true;
 	}
+	else if (entry->closed)
+	{
+		entry->closed = false;
+		pg_atomic_fetch_add_u64(&pool_state->publish_requests, 1);
+		wake_needed = true;
+	}
+	/* Dropped, perhaps: no scheduler of it will say that its handlers are gone. */
+	if (!served)
+		entry->seen = false;
+}
+
+/* More workers than the handler may have: its concurrency has been lowered. */
+static void
+end_surplus(const HandlerEntry *entry)
+{
+	int			index = entry - pool_state->entries;
+	int			staying = 0;
+
+	for (int i = 0; i < MAX_HANDLER_WORKERS; i++)
+	{
+		HandlerWorker *worker = &pool_state->workers[i];
+
+		if (!is_running(worker) || worker->entry != index || worker->yield)
+			continue;
+		if (++staying > entry->max_workers)
+			ask_to_yield(worker);
+	}
+}
+
+/* Follows processes that ended, and ends those that have nothing to run any more. */
+static void
+advance_workers(const Databases *databases)
+{
+	for (int i = 0; i < MAX_HANDLERS; i++)
+		follow_database(&pool_state->entries[i], databases->entries_open[i], databases->entries_served[i]);
 	for (int i = 0; i < MAX_HANDLER_WORKERS; i++)
 	{
 		HandlerWorker *worker = &pool_state->workers[i];
 
 		if (has_ended(i))
-			settle |= note_end(i);
+			note_end(i);
 		/* Nobody will settle its jobs; a scheduler that comes finds them in the table. */
-		if (worker->used && worker->left != LEFT_NOTHING && !workers_served[i])
+		if (worker->used && worker->left != LEFT_NOTHING && !databases->workers_served[i])
 			worker->used = false;
 		if (!is_running(worker))
 			continue;
-		if (!workers_open[i] || (handles[i] == NULL && worker->pid != 0))
+		if (!databases->workers_open[i] || (handles[i] == NULL && worker->pid != 0))
 			stop_worker(i);
 		else if (!pool_state->entries[worker->entry].active && !worker->yield)
 			ask_to_yield(worker);
@@ -220,10 +277,11 @@ advance_workers(const bool *entries_open, const bool *workers_open, const bool *
 
 		for (int k = 0; k < MAX_HANDLER_WORKERS; k++)
 			occupied |= pool_state->workers[k].used && pool_state->workers[k].entry == i;
+		if (entry->used && entry->active)
+			end_surplus(entry);
 		if (entry->used && !entry->seen && !entry->active && !occupied)
 			entry->used = false;
 	}
-	return settle;
 }
 
 static void
@@ -374,7 +432,12 @@ choose_victim(bool starved, TimestampTz now)
 		if (!is_running(worker))
 			continue;
 		if (worker->yield || worker->stopped)
-			return NULL;		/* room is being made already */
+		{
+			/* Room is being made already, but for a long job nobody waits. */
+			if (!TimestampDifferenceExceeds(worker->yield_at, now, LONG_RUN))
+				return NULL;
+			continue;
+		}
 		if (worker->starting)
 			continue;
 		workers = pool_count_workers(entry);
@@ -414,6 +477,7 @@ advance_entries(void)
 		if (running > bw_handler_workers && !pool_state->workers[i].yield)
 			ask_to_yield(&pool_state->workers[i]);
 	}
+	pool_state->starved = false;
 	if (register_after > now)
 	{
 		step_at(register_after);
@@ -433,6 +497,7 @@ advance_entries(void)
 
 			if (victim != NULL)
 				ask_to_yield(victim);
+			pool_state->starved = starved;
 			if (starved)
 				step_at(TimestampTzPlusMilliseconds(now, LONG_RUN));
 			return;
@@ -445,11 +510,9 @@ advance_entries(void)
 	}
 }
 
-/* Tells the schedulers that jobs are to be settled. */
 static void
 wake_schedulers(void)
 {
-	pg_atomic_fetch_add_u64(&pool_state->settle_requests, 1);
 	LWLockAcquire(shared_state->lock, LW_SHARED);
 	for (int i = 0; i < MAX_SLOTS; i++)
 	{
@@ -464,18 +527,16 @@ wake_schedulers(void)
 TimestampTz
 dispatcher_advance(void)
 {
-	bool		entries_open[MAX_HANDLERS];
-	bool		workers_open[MAX_HANDLER_WORKERS];
-	bool		workers_served[MAX_HANDLER_WORKERS];
-	bool		settle;
+	Databases	databases;
 
 	next_step = 0;
-	find_databases(entries_open, workers_open, workers_served);
+	wake_needed = false;
+	find_databases(&databases);
 	LWLockAcquire(pool_state->lock, LW_EXCLUSIVE);
-	settle = advance_workers(entries_open, workers_open, workers_served);
+	advance_workers(&databases);
 	advance_entries();
 	LWLockRelease(pool_state->lock);
-	if (settle)
+	if (wake_needed)
 		wake_schedulers();
 	ConditionVariableBroadcast(&shared_state->receiver_gone);
 	return next_step;

@@ -43,6 +43,7 @@ start_shared_memory(void)
 		memset(pool_state, 0, sizeof(PoolState));
 		pool_state->lock = &GetNamedLWLockTranche("banked_webhooks_handlers")->lock;
 		pg_atomic_init_u64(&pool_state->settle_requests, 0);
+		pg_atomic_init_u64(&pool_state->publish_requests, 0);
 	}
 	LWLockRelease(AddinShmemInitLock);
 }

@@ -9,7 +9,7 @@
  * when the scheduler has settled them.
  *
  * Locking: everything in PoolState is read and written under PoolState.lock,
- * but for settle_requests, an atomic, and timed_out, which its worker's timer sets.
+ * but for the requests, which are atomic, and timed_out, which its worker's timer sets.
  * Nothing is done under the lock that can wait or fail, and SharedState.lock is
  * never taken while it is held.
  */
@@ -42,6 +42,7 @@ typedef struct HandlerEntry
 {
 	bool		used;
 	bool		active;			/* workers may run */
+	bool		closed;			/* its database is not open: not active, whatever was published */
 	bool		seen;			/* while the scheduler publishes */
 	Oid			database;
 	Oid			role;
@@ -81,7 +82,8 @@ typedef struct HandlerWorker
 	bool		idle;
 	bool		yield;			/* to end after its current job */
 	bool		stopped;		/* the launcher has sent SIGTERM */
-	bool		ended;			/* of its own accord: it holds no job */
+	TimestampTz yield_at;		/* when it was asked to */
+	bool		ended;			/* not in the middle of a job */
 	TimestampTz started_at;
 
 	int			job_count;
@@ -96,6 +98,8 @@ typedef struct PoolState
 {
 	LWLock	   *lock;
 	pg_atomic_uint64 settle_requests;	/* increased when a worker left jobs behind */
+	pg_atomic_uint64 publish_requests;	/* increased when a worker could not begin */
+	bool		starved;		/* some handler waits for a place: the launcher wants to know of idle workers */
 	HandlerEntry entries[MAX_HANDLERS];
 	HandlerWorker workers[MAX_HANDLER_WORKERS];
 } PoolState;

@@ -15,6 +15,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
@@ -48,9 +49,16 @@ static Statement read_handlers = {
 	"WHEN NOT r.rolcanlogin AND current_setting('server_version_num')::int < 170000 "
 	"THEN 'its role \"' || r.rolname || '\" has no LOGIN' "
 	"WHEN NOT has_database_privilege(r.oid, d.oid, 'CONNECT') "
-	"THEN 'its role \"' || r.rolname || '\" may not connect to the database' END "
+	"THEN 'its role \"' || r.rolname || '\" may not connect to the database' END, "
+	"coalesce(h.role <> r.rolname, false) "
 	"FROM banked.handlers AS h CROSS JOIN pg_database AS d LEFT JOIN pg_roles AS r ON r.oid = h.role_id "
 	"WHERE d.datname = current_database()"
+};
+
+/* A dump names roles, not OIDs: another role may have the old name by then. */
+static Statement rename_roles = {
+	.sql = "UPDATE banked.handlers AS h SET role = r.rolname FROM pg_roles AS r "
+	"WHERE r.oid = h.role_id AND h.role <> r.rolname"
 };
 
 static Statement pause_handler = {
@@ -86,7 +94,9 @@ static Statement purge_jobs = {
 
 static uint64 published_version = 0;
 static uint64 published_generation = 0;
+static uint64 published_requests = 0;
 static bool published = false;
+static bool reported_no_entry = false;
 static TimestampTz publish_at = 0;	/* not before, after a failure */
 static uint64 settled_requests = 0;
 static bool settled = false;
@@ -105,6 +115,7 @@ typedef struct PublishedHandler
 	int			concurrency;
 	const char *problem;		/* why it cannot run, null when it can */
 	bool		role_is_gone;
+	bool		role_is_renamed;
 } PublishedHandler;
 
 static Datum
@@ -113,7 +124,8 @@ get_column(uint64 row, int column, bool *isnull)
 	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, isnull);
 }
 
-static void
+/* False when there is no room for it. */
+static bool
 publish_entry(const PublishedHandler *publication)
 {
 	HandlerEntry *entry = pool_find_entry(MyDatabaseId, publication->name);
@@ -130,25 +142,42 @@ publish_entry(const PublishedHandler *publication)
 		strlcpy(entry->name, publication->name, HANDLER_NAME_SIZE);
 	}
 	if (entry == NULL)
-		return;					/* MAX_HANDLERS are served; subscribe() refuses more of one database */
+		return false;			/* subscribe() refuses more of one database */
 	entry->seen = true;
 	if (publication->active && !entry->active)
 	{
-		entry->pending = true;
 		entry->failures = 0;
 		entry->start_after = 0;
 	}
+	/* What it may run now may have been altered, or have come by COMMIT PREPARED, which tells no more. */
+	entry->pending = publication->active;
 	/* A worker that runs as another role notices and ends. */
 	if (entry->role != publication->role)
 		entry->start_after = 0;
 	entry->role = publication->role;
 	entry->active = publication->active;
 	entry->max_workers = publication->concurrency > 0 ? publication->concurrency : MAX_HANDLER_WORKERS;
+	return true;
+}
+
+/* Makes the workers of this database look for jobs; caller holds the lock. */
+static void
+wake_workers(void)
+{
+	for (int i = 0; i < MAX_HANDLER_WORKERS; i++)
+	{
+		HandlerWorker *worker = &pool_state->workers[i];
+
+		if (worker->used && worker->database == MyDatabaseId && worker->latch != NULL)
+			SetLatch(worker->latch);
+	}
 }
 
 static void
 publish_all(const PublishedHandler *publications, int count)
 {
+	int			unpublished = 0;
+
 	LWLockAcquire(pool_state->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < MAX_HANDLERS; i++)
 	{
@@ -156,7 +185,7 @@ publish_all(const PublishedHandler *publications, int count)
 			pool_state->entries[i].seen = false;
 	}
 	for (int i = 0; i < count; i++)
-		publish_entry(&publications[i]);
+		unpublished += !publish_entry(&publications[i]);
 	for (int i = 0; i < MAX_HANDLERS; i++)
 	{
 		HandlerEntry *entry = &pool_state->entries[i];
@@ -164,7 +193,16 @@ publish_all(const PublishedHandler *publications, int count)
 		if (entry->used && entry->database == MyDatabaseId && !entry->seen)
 			entry->active = false;
 	}
+	wake_workers();
 	LWLockRelease(pool_state->lock);
+
+	if (unpublished > 0 && !reported_no_entry)
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("%d handlers of database \"%s\" do not run",
+						unpublished, get_database_name(MyDatabaseId)),
+				 errdetail("All databases of a server together can have %d handlers.", MAX_HANDLERS)));
+	reported_no_entry = unpublished > 0;
 
 	LWLockAcquire(shared_state->lock, LW_SHARED);
 	counters_wake_launcher();
@@ -205,6 +243,7 @@ read_publication(PublishedHandler *publication, int row)
 	publication->role_is_gone = DatumGetBool(get_column(row, 5, &isnull));
 	problem = get_column(row, 6, &isnull);
 	publication->problem = isnull ? NULL : TextDatumGetCString(problem);
+	publication->role_is_renamed = DatumGetBool(get_column(row, 7, &isnull));
 }
 
 static void
@@ -213,6 +252,7 @@ publish(void)
 	Identity	before;
 	PublishedHandler *publications;
 	int			count = 0;
+	bool		renamed = false;
 
 	more_to_bury = false;
 	handler_cache_refresh();
@@ -237,7 +277,10 @@ publish(void)
 			publications[i].active = false;
 			stop_handler(&publications[i]);
 		}
+		renamed |= publications[i].role_is_renamed;
 	}
+	if (renamed)
+		(void) statements_run(&rename_roles, NULL, NULL, 0);
 	publish_all(publications, count);
 	statements_restore(&before);
 	SPI_finish();
@@ -372,13 +415,7 @@ free_settled(void)
 		if (pool_state->entries[i].used && pool_state->entries[i].database == MyDatabaseId)
 			pool_state->entries[i].pending = true;
 	}
-	for (int i = 0; i < MAX_HANDLER_WORKERS; i++)
-	{
-		HandlerWorker *worker = &pool_state->workers[i];
-
-		if (worker->used && worker->database == MyDatabaseId && worker->latch != NULL)
-			SetLatch(worker->latch);
-	}
+	wake_workers();
 	LWLockRelease(pool_state->lock);
 
 	LWLockAcquire(shared_state->lock, LW_SHARED);
@@ -449,7 +486,8 @@ static bool
 publish_is_due(uint64 generation)
 {
 	return !published || generation != published_generation || !handler_cache_is_current() ||
-		published_version != handler_cache_version();
+		published_version != handler_cache_version() ||
+		published_requests != pg_atomic_read_u64(&pool_state->publish_requests);
 }
 
 static bool
@@ -465,6 +503,7 @@ scheduler_run(uint64 generation)
 
 	if (now >= publish_at && publish_is_due(generation))
 	{
+		published_requests = pg_atomic_read_u64(&pool_state->publish_requests);
 		published = run_work(publish) && !more_to_bury;
 		published_generation = generation;
 		publish_at = published ? 0 : in_milliseconds(more_to_bury ? PURGE_PAUSE : RETRY_AFTER);

@@ -340,9 +340,11 @@ become_idle(void)
 {
 	HandlerEntry *entry = &pool_state->entries[my_worker->entry];
 	bool		idle;
+	bool		wanted;
 
 	LWLockAcquire(pool_state->lock, LW_EXCLUSIVE);
 	idle = !entry->pending;
+	wanted = idle && pool_state->starved;
 	entry->due_at = state.due_at;
 	if (idle)
 	{
@@ -350,6 +352,12 @@ become_idle(void)
 		entry->backlog = false;
 	}
 	LWLockRelease(pool_state->lock);
+	if (wanted)
+	{
+		LWLockAcquire(shared_state->lock, LW_SHARED);
+		counters_wake_launcher();
+		LWLockRelease(shared_state->lock);
+	}
 	return idle;
 }
 
@@ -415,22 +423,22 @@ main_loop(void)
 	{
 		int			count = 0;
 
-		if (count > 0)
-		{
-			run_jobs(jobs, count);
-			state.idle_since = GetCurrentTimestamp();
-		}
-		else if (!must_leave() && become_idle())
-			if (has_been_idle_too_long())
 		/* From here SIGTERM ends the process; one that came before is seen by must_leave. */
 		runner_set_busy(true);
 		if (!must_leave())
 			count = claim_jobs(jobs);
-				break;
-			wait_for_jobs();
+		if (count > 0)
+			run_jobs(jobs, count);
 		runner_set_busy(false);
 
 		if (count > 0)
+			state.idle_since = GetCurrentTimestamp();
+		else if (!must_leave() && become_idle())
+		{
+			if (has_been_idle_too_long())
+				break;
+			wait_for_jobs();
+		}
 		if (!must_leave())
 			CHECK_FOR_INTERRUPTS();
 	}
