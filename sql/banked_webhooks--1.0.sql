@@ -3039,8 +3039,9 @@ AS $$
 DECLARE
 	problem text := CASE
 		WHEN coalesce(max_attempts NOT BETWEEN 1 AND 1000, true) THEN 'max_attempts is not between 1 and 1000.'
-		WHEN coalesce(backoff NOT BETWEEN interval '0' AND interval '1 hour', true) THEN 'backoff is not between 0 and an hour.'
-		WHEN coalesce(timeout NOT BETWEEN interval '1 ms' AND interval '1 day', true) THEN 'timeout is not between a millisecond and a day.'
+		-- in seconds, as they are used: intervals of years and days compare in another way
+		WHEN coalesce(extract(epoch FROM backoff) NOT BETWEEN 0 AND 3600, true) THEN 'backoff is not between 0 and an hour.'
+		WHEN coalesce(extract(epoch FROM timeout) NOT BETWEEN 0.001 AND 86400, true) THEN 'timeout is not between a millisecond and a day.'
 		WHEN concurrency NOT BETWEEN 1 AND 64 THEN 'concurrency is not between 1 and 64.'
 		WHEN rate NOT BETWEEN 0.0001 AND 100000 THEN 'rate is not between 0.0001 and 100000 jobs a second.'
 		WHEN coalesce(batch NOT BETWEEN 1 AND 64, true) THEN 'batch is not between 1 and 64.'
@@ -3228,7 +3229,8 @@ BEGIN
 
 	INSERT INTO banked.handlers AS h (handler, function, role, role_id, events, endpoint_id, max_attempts, backoff, timeout,
 									  concurrency, rate, ordered, include_revisions, include_tests, batch)
-	VALUES (handler, function_name, role, caller, events, endpoint_id, max_attempts, backoff, timeout,
+	VALUES (handler, function_name, role, caller, events, endpoint_id, max_attempts,
+			make_interval(secs => extract(epoch FROM backoff)), make_interval(secs => extract(epoch FROM timeout)),
 			concurrency, rate, ordered, include_revisions, include_tests, batch)
 	ON CONFLICT DO NOTHING;
 	IF NOT FOUND THEN
@@ -3391,8 +3393,8 @@ BEGIN
 	SET function = coalesce(function_name, h.function),
 		events = coalesce(_alter_handler.events, h.events),
 		max_attempts = coalesce(_alter_handler.max_attempts, h.max_attempts),
-		backoff = coalesce(_alter_handler.backoff, h.backoff),
-		timeout = coalesce(_alter_handler.timeout, h.timeout),
+		backoff = coalesce(make_interval(secs => extract(epoch FROM _alter_handler.backoff)), h.backoff),
+		timeout = coalesce(make_interval(secs => extract(epoch FROM _alter_handler.timeout)), h.timeout),
 		concurrency = nullif(coalesce(_alter_handler.concurrency, h.concurrency), 0),
 		rate = nullif(coalesce(_alter_handler.rate, h.rate), 0),
 		ordered = coalesce(_alter_handler.ordered, h.ordered),

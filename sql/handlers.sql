@@ -74,6 +74,9 @@ SELECT test.attempt($$SELECT banked.subscribe('h', 'test.handle(banked.events)',
 SELECT test.attempt($$SELECT banked.subscribe('h', 'test.handle(banked.events)', max_attempts => 0)$$);
 SELECT test.attempt($$SELECT banked.subscribe('h', 'test.handle(banked.events)', backoff => '2 hours')$$);
 SELECT test.attempt($$SELECT banked.subscribe('h', 'test.handle(banked.events)', timeout => '0')$$);
+-- a millisecond for a comparison, 52 days in seconds: every event is held against it
+SELECT test.attempt($$SELECT banked.subscribe('h', 'test.handle(banked.events)', timeout => '10 years -3600 days 1 ms')$$);
+SELECT test.attempt($$SELECT banked.alter_handler('shop', timeout => '-10 years 3600 days 1 ms')$$);
 SELECT test.attempt($$SELECT banked.subscribe('h', 'test.handle(banked.events)', concurrency => 0)$$);
 SELECT test.attempt($$SELECT banked.subscribe('h', 'test.handle(banked.events)', rate => -1)$$);
 SELECT test.attempt($$SELECT banked.subscribe('h', 'test.handle(banked.events)', batch => 65)$$);
