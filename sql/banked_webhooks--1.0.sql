@@ -857,7 +857,7 @@ BEGIN
 		COMMENT ON COLUMN banked.jobs.received_at IS 'of the event';
 		COMMENT ON COLUMN banked.jobs.state IS 'ready (to run at run_at), running, done, or dead (no attempt is left)';
 		COMMENT ON COLUMN banked.jobs.attempts IS 'those that began, since the last retry()';
-		COMMENT ON COLUMN banked.jobs.alone IS 'its last attempt ended its process: no other job is claimed with it';
+		COMMENT ON COLUMN banked.jobs.alone IS 'its last attempt ended its process, or may have: no other job is claimed with it';
 		COMMENT ON COLUMN banked.jobs.run_at IS 'not before; infinity: it runs, and its handler has been removed meanwhile';
 		COMMENT ON COLUMN banked.jobs.started_at IS 'when the last attempt began';
 		COMMENT ON COLUMN banked.jobs.finished_at IS 'when it ended';
@@ -1349,6 +1349,7 @@ DECLARE
 	problem text := CASE
 		WHEN events IS NULL THEN NULL
 		WHEN cardinality(events) = 0 THEN 'It is empty.'
+		WHEN cardinality(events) > 1000 THEN 'It has more than 1000 elements.'
 		WHEN array_ndims(events) <> 1 THEN 'It has more than one dimension.'
 		WHEN array_position(events, NULL) IS NOT NULL THEN 'It contains a null.'
 		WHEN EXISTS (SELECT FROM unnest(events) AS e (type) WHERE e.type = '') THEN 'It contains an empty text.'

@@ -70,6 +70,7 @@ SELECT regexp_replace(test.attempt($$SELECT banked.subscribe('h', 'pg_temp.handl
 SELECT regexp_replace(test.attempt($$SELECT banked.alter_handler('shop', function => 'pg_temp.handle(banked.events)')$$), 'pg_temp_\d+', 'pg_temp');
 SELECT test.attempt($$SELECT banked.subscribe('h', 'test.handle(banked.events)', events => '{}')$$);
 SELECT test.attempt($$SELECT banked.subscribe('h', 'test.handle(banked.events)', events => ARRAY['pay*ment'])$$);
+SELECT test.attempt($$SELECT banked.subscribe('h', 'test.handle(banked.events)', events => (SELECT array_agg('payment_' || i) FROM generate_series(1, 1001) AS i))$$);
 SELECT test.attempt($$SELECT banked.subscribe('h', 'test.handle(banked.events)', endpoint => '/nowhere')$$);
 SELECT test.attempt($$SELECT banked.subscribe('h', 'test.handle(banked.events)', max_attempts => 0)$$);
 SELECT test.attempt($$SELECT banked.subscribe('h', 'test.handle(banked.events)', backoff => '2 hours')$$);

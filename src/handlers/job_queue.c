@@ -160,10 +160,10 @@ static Statement fail = {
 
 static Statement release = {
 	.sql = "WITH removed AS (" REMOVE_ORPHAN ") "
-	"UPDATE banked.jobs SET state = 'ready', attempts = attempts - 1 "
+	"UPDATE banked.jobs SET state = 'ready', attempts = attempts - 1, alone = alone OR $3 "
 	"WHERE job_id = $1 AND state = 'running' AND attempts = $2 AND run_at < 'infinity'",
-	.nargs = 2,
-	.argtypes = {INT8OID, INT4OID}
+	.nargs = 3,
+	.argtypes = {INT8OID, INT4OID, BOOLOID}
 };
 
 void
@@ -478,9 +478,9 @@ job_queue_fail(int64 job_id, int attempt, const JobFailure *failure)
 }
 
 void
-job_queue_release(int64 job_id, int attempt)
+job_queue_release(int64 job_id, int attempt, bool suspect)
 {
-	Datum		values[2] = {Int64GetDatum(job_id), Int32GetDatum(attempt)};
+	Datum		values[3] = {Int64GetDatum(job_id), Int32GetDatum(attempt), BoolGetDatum(suspect)};
 	Identity	before;
 
 	begin_statement(&before);

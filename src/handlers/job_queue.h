@@ -18,7 +18,7 @@ typedef struct Job
 	char	   *event_type;
 	int			revision;
 	int			attempts;		/* this one included */
-	bool		alone;			/* its last attempt ended its worker */
+	bool		alone;			/* its last attempt ended its worker, or may have */
 } Job;
 
 /* Why an attempt failed; texts may be null. */
@@ -69,7 +69,10 @@ extern void job_queue_finish(int64 job_id, int attempt);
  */
 extern bool job_queue_fail(int64 job_id, int attempt, const JobFailure *failure);
 
-/* The attempt did not take place: the job is ready again, and nothing is counted. */
-extern void job_queue_release(int64 job_id, int attempt);
+/*
+ * The attempt did not take place, as far as is known: the job is ready again, and
+ * nothing is counted.  One that is suspected of having ended the server will be alone.
+ */
+extern void job_queue_release(int64 job_id, int attempt, bool suspect);
 
 #endif							/* BW_JOB_QUEUE_H */

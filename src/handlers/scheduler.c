@@ -10,6 +10,8 @@
  * A job that is running and that no worker holds was left behind by a crash of
  * the whole server when the postmaster is the one that it was claimed under: it
  * counts as crashed, or a job that kills the server would do so for ever.
+ * Where its worker had claimed several, nothing tells which of them it was: none
+ * counts, and each is alone in its next attempt.
  * Under an earlier postmaster the server was shut down: it does not count.
  */
 #include "postgres.h"
@@ -78,8 +80,8 @@ static Statement bury_jobs = {
 };
 
 static Statement find_running = {
-	.sql = "SELECT job_id, attempts, server_started = pg_postmaster_start_time() "
-	"FROM banked.jobs WHERE state = 'running'"
+	.sql = "SELECT job_id, attempts, coalesce(server_started = pg_postmaster_start_time(), false), "
+	"count(*) OVER (PARTITION BY worker_pid) = 1 FROM banked.jobs WHERE state = 'running'"
 };
 
 static Statement purge_jobs = {
@@ -326,7 +328,7 @@ settle_worker(const HandlerWorker *worker)
 	{
 		if (i != worker->current || worker->left == LEFT_BY_STOP)
 		{
-			job_queue_release(worker->jobs[i], worker->attempts[i]);
+			job_queue_release(worker->jobs[i], worker->attempts[i], false);
 			continue;
 		}
 		dead = fail_crashed(worker->jobs[i], worker->attempts[i], worker->timed_out);
@@ -363,13 +365,14 @@ settle_orphans(void)
 		int64		job_id = DatumGetInt64(SPI_getbinval(table->vals[i], table->tupdesc, 1, &isnull));
 		int			attempt = DatumGetInt32(SPI_getbinval(table->vals[i], table->tupdesc, 2, &isnull));
 		bool		same_server = DatumGetBool(SPI_getbinval(table->vals[i], table->tupdesc, 3, &isnull));
+		bool		was_single = DatumGetBool(SPI_getbinval(table->vals[i], table->tupdesc, 4, &isnull));
 
 		if (is_held(job_id))
 			continue;
-		if (same_server && !isnull)
+		if (same_server && was_single)
 			(void) fail_crashed(job_id, attempt, false);
 		else
-			job_queue_release(job_id, attempt);
+			job_queue_release(job_id, attempt, same_server);
 	}
 	SPI_finish();
 }

@@ -301,7 +301,7 @@ release_jobs(const Job *jobs, int first, int count)
 		return;
 	job_queue_begin(true);
 	for (int i = first; i < count; i++)
-		job_queue_release(jobs[i].job_id, jobs[i].attempts);
+		job_queue_release(jobs[i].job_id, jobs[i].attempts, false);
 	job_queue_commit();
 	pool_wake(my_worker->name, 1);
 }

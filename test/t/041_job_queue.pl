@@ -176,6 +176,21 @@ is($service->sql(q(select attempts from banked.jobs where handler = 'killed')), 
 is($service->sql(q(select reason from banked.job_attempts join banked.jobs using (job_id) where handler = 'killed')), 'crashed', 'the first has crashed');
 is($service->sql(q(select count(*) from shop.log where handler = 'killed')), 1, 'it was done once');
 
+# Where a worker had claimed several, nobody knows which one it was.
+shop(q{create function shop.crowd(event banked.events) returns void language plpgsql as $f$
+	begin
+		if event.event_id = 'crowd-20' and not exists (select from banked.jobs where handler = 'crowd' and alone) then perform pg_sleep(20); end if;
+		perform shop.note('crowd', event, 0);
+	end $f$;
+	select banked.subscribe('crowd', 'shop.crowd(banked.events)', array['payment_crowd'], max_attempts => 1, concurrency => 1, batch => 8)});
+foreach my $count (2, 4, 8) { deliver_many(crowd => $count); ok_all_done(crowd => $count); }
+deliver_many(crowd => 24);
+ok_until(sub { $service->sql(q(select count(*) > 1 and bool_or(event_id = 'crowd-20') from banked.jobs where handler = 'crowd' and state = 'running')) eq 't' }, 'a worker has claimed several jobs, and one of them does not end');
+($victim) = $service->sql(q(select worker_pid from banked.jobs where event_id = 'crowd-20'));
+kill 'KILL', $victim;
+ok_until(sub { my ($ret, $out) = $node->psql('postgres', q(select count(*) from banked.jobs where handler = 'crowd' and state in ('done', 'dead'))); ($out // '') eq '24' }, 'all of them end after the restart', 30);
+is(count_jobs(crowd => 'dead'), 0, 'and none has lost its only attempt');
+
 # A shutdown does not count.
 handler(patient => 1);
 deliver('patient-1', 'patient');
