@@ -83,6 +83,8 @@ sub attempts
 	return $service->sql("select string_agg(concat_ws(' ', reason, sqlstate), ',' order by job_attempts.finished_at) from banked.job_attempts join banked.jobs using (job_id) where event_id = '$id'");
 }
 
+# One may have ended by itself since it was listed.
+$service->allow('is not a PostgreSQL backend process');
 sub end_workers { return $service->sql(q(select count(pg_terminate_backend(pid)) from pg_stat_activity where backend_type = 'banked_webhooks handler')); }
 
 my $started = $service->sql('select pg_conf_load_time(), pid from pg_stat_activity where backend_type = \'checkpointer\'');
