@@ -35,7 +35,6 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 DO $check$
 DECLARE
 	stranger name;
-	foreign_object record;
 BEGIN
 	IF getdatabaseencoding() <> 'UTF8' THEN
 		RAISE EXCEPTION USING
@@ -69,34 +68,44 @@ BEGIN
 			MESSAGE = format('role "%s" may create objects in schema "banked"', stranger),
 			HINT = 'REVOKE CREATE ON SCHEMA banked from it.';
 	END IF;
-
-	IF to_regnamespace('banked') IS NOT NULL THEN
-		SELECT o.kind, o.name, r.rolname AS owner INTO foreign_object
-		FROM (SELECT 'function' AS kind, p.oid::regprocedure::text AS name, p.proowner AS owner
-			  FROM pg_proc AS p WHERE p.pronamespace = 'banked'::regnamespace
-			  UNION ALL
-			  SELECT 'operator', o.oid::regoperator::text, o.oprowner
-			  FROM pg_operator AS o WHERE o.oprnamespace = 'banked'::regnamespace
-			  UNION ALL
-			  SELECT 'type', t.oid::regtype::text, t.typowner
-			  FROM pg_type AS t WHERE t.typnamespace = 'banked'::regnamespace AND t.typrelid = 0 AND t.typelem = 0
-			  UNION ALL
-			  SELECT 'relation', c.oid::regclass::text, c.relowner
-			  FROM pg_class AS c WHERE c.relnamespace = 'banked'::regnamespace AND c.relkind NOT IN ('i', 'I')) AS o
-			JOIN pg_roles AS r ON r.oid = o.owner
-		WHERE NOT r.rolsuper
-		ORDER BY 1, 2
-		LIMIT 1;
-		IF FOUND THEN
-			RAISE EXCEPTION USING
-				ERRCODE = 'object_not_in_prerequisite_state',
-				MESSAGE = format('%s %s belongs to role "%s", which is no superuser', foreign_object.kind, foreign_object.name, foreign_object.owner),
-				DETAIL = 'The extension works with the rights of a superuser in schema "banked", and would run what its owner puts there.',
-				HINT = 'Drop it, or give it to the owner of the extension.';
-		END IF;
-	END IF;
 END
 $check$;
+
+CREATE FUNCTION banked._check_owners()
+RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	foreign_object record;
+BEGIN
+	SELECT o.kind, o.name, r.rolname AS owner INTO foreign_object
+	FROM (SELECT 'function' AS kind, p.oid::regprocedure::text AS name, p.proowner AS owner
+		  FROM pg_proc AS p WHERE p.pronamespace = 'banked'::regnamespace
+		  UNION ALL
+		  SELECT 'operator', o.oid::regoperator::text, o.oprowner
+		  FROM pg_operator AS o WHERE o.oprnamespace = 'banked'::regnamespace
+		  UNION ALL
+		  SELECT 'type', t.oid::regtype::text, t.typowner
+		  FROM pg_type AS t WHERE t.typnamespace = 'banked'::regnamespace AND t.typrelid = 0 AND t.typelem = 0
+		  UNION ALL
+		  SELECT 'relation', c.oid::regclass::text, c.relowner
+		  FROM pg_class AS c WHERE c.relnamespace = 'banked'::regnamespace AND c.relkind NOT IN ('i', 'I')) AS o
+		JOIN pg_roles AS r ON r.oid = o.owner
+	WHERE NOT r.rolsuper
+	ORDER BY 1, 2
+	LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = format('%s %s belongs to role "%s", which is no superuser', foreign_object.kind, foreign_object.name, foreign_object.owner),
+			DETAIL = 'The extension works with the rights of a superuser in schema "banked", and would run what its owner puts there.',
+			HINT = 'Drop it, or give it to the owner of the extension.';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION banked._check_owners() IS 'raises 55000 when something in schema banked belongs to somebody who is no superuser';
+
+SELECT banked._check_owners();
 
 
 -- The schema outlives the extension, and whoever made it may have described it.
@@ -1212,40 +1221,6 @@ END
 $$;
 COMMENT ON FUNCTION banked._release_from_extensions() IS
 	'makes the tables members of no extension, so that they outlive it and pg_dump takes all of them';
-
-CREATE FUNCTION banked._check_owners()
-RETURNS void
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-	foreign_object record;
-BEGIN
-	SELECT o.kind, o.name, r.rolname AS owner INTO foreign_object
-	FROM (SELECT 'function' AS kind, p.oid::regprocedure::text AS name, p.proowner AS owner
-		  FROM pg_proc AS p WHERE p.pronamespace = 'banked'::regnamespace
-		  UNION ALL
-		  SELECT 'operator', o.oid::regoperator::text, o.oprowner
-		  FROM pg_operator AS o WHERE o.oprnamespace = 'banked'::regnamespace
-		  UNION ALL
-		  SELECT 'type', t.oid::regtype::text, t.typowner
-		  FROM pg_type AS t WHERE t.typnamespace = 'banked'::regnamespace AND t.typrelid = 0 AND t.typelem = 0
-		  UNION ALL
-		  SELECT 'relation', c.oid::regclass::text, c.relowner
-		  FROM pg_class AS c WHERE c.relnamespace = 'banked'::regnamespace AND c.relkind NOT IN ('i', 'I')) AS o
-		JOIN pg_roles AS r ON r.oid = o.owner
-	WHERE NOT r.rolsuper
-	ORDER BY 1, 2
-	LIMIT 1;
-	IF FOUND THEN
-		RAISE EXCEPTION USING
-			ERRCODE = 'object_not_in_prerequisite_state',
-			MESSAGE = format('%s %s belongs to role "%s", which is no superuser', foreign_object.kind, foreign_object.name, foreign_object.owner),
-			DETAIL = 'The extension works with the rights of a superuser in schema "banked", and would run what its owner puts there.',
-			HINT = 'Drop it, or give it to the owner of the extension.';
-	END IF;
-END
-$$;
-COMMENT ON FUNCTION banked._check_owners() IS 'raises 55000 when something in schema banked belongs to somebody who is no superuser';
 
 CREATE FUNCTION banked.create_tables()
 RETURNS void
