@@ -81,7 +81,7 @@ banked_webhooks_as_owner(PG_FUNCTION_ARGS)
 		SPI_processed != 1)
 		elog(ERROR, "could not call a function of the extension");
 	/* void, or a number that is passed by value */
-	result = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	result = statements_result(0, 1, &isnull);
 	statements_restore(&before);
 	SPI_finish();
 

@@ -44,53 +44,29 @@ relation_invalidated(Datum arg, Oid relation)
 	}
 }
 
-static Datum
-get_column(int row, int column, bool *isnull)
-{
-	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, isnull);
-}
-
-static void
-fill_events(Handler *handler, Datum array)
-{
-	Datum	   *elements;
-	bool	   *nulls;
-	int			count;
-
-	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false, TYPALIGN_INT,
-					  &elements, &nulls, &count);
-	handler->events = palloc(sizeof(char *) * Max(count, 1));
-	handler->event_count = 0;
-	for (int i = 0; i < count; i++)
-	{
-		if (!nulls[i])
-			handler->events[handler->event_count++] = TextDatumGetCString(elements[i]);
-	}
-}
-
 static void
 fill_handler(Handler *handler, int row)
 {
 	Datum		value;
 	bool		isnull;
 
-	handler->name = TextDatumGetCString(get_column(row, 1, &isnull));
-	handler->role = DatumGetObjectId(get_column(row, 2, &isnull));
-	handler->function = TextDatumGetCString(get_column(row, 3, &isnull));
-	handler->active = DatumGetBool(get_column(row, 4, &isnull));
+	handler->name = TextDatumGetCString(statements_result(row, 1, &isnull));
+	handler->role = DatumGetObjectId(statements_result(row, 2, &isnull));
+	handler->function = TextDatumGetCString(statements_result(row, 3, &isnull));
+	handler->active = DatumGetBool(statements_result(row, 4, &isnull));
 	handler->event_count = -1;
-	value = get_column(row, 5, &isnull);
+	value = statements_result(row, 5, &isnull);
 	if (!isnull)
-		fill_events(handler, value);
-	value = get_column(row, 6, &handler->any_endpoint);
+		handler->events = statements_texts(value, &handler->event_count);
+	value = statements_result(row, 6, &handler->any_endpoint);
 	if (!handler->any_endpoint)
 		handler->endpoint_id = *DatumGetUUIDP(value);
-	handler->timeout = DatumGetInt32(get_column(row, 7, &isnull));
-	handler->rate = DatumGetFloat8(get_column(row, 8, &isnull));
-	handler->ordered = DatumGetBool(get_column(row, 9, &isnull));
-	handler->include_revisions = DatumGetBool(get_column(row, 10, &isnull));
-	handler->include_tests = DatumGetBool(get_column(row, 11, &isnull));
-	handler->batch = DatumGetInt32(get_column(row, 12, &isnull));
+	handler->timeout = DatumGetInt32(statements_result(row, 7, &isnull));
+	handler->rate = DatumGetFloat8(statements_result(row, 8, &isnull));
+	handler->ordered = DatumGetBool(statements_result(row, 9, &isnull));
+	handler->include_revisions = DatumGetBool(statements_result(row, 10, &isnull));
+	handler->include_tests = DatumGetBool(statements_result(row, 11, &isnull));
+	handler->batch = DatumGetInt32(statements_result(row, 12, &isnull));
 }
 
 /* Reads the table, if it exists: before the first endpoint, and after DROP EXTENSION, it does not. */

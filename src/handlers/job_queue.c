@@ -218,12 +218,6 @@ end_statement(const Identity *before)
 	SPI_finish();
 }
 
-static Datum
-get_column(uint64 row, int column, bool *isnull)
-{
-	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, isnull);
-}
-
 static bool
 wants(const Handler *handler, const Delivery *delivery)
 {
@@ -371,13 +365,13 @@ job_queue_claim(const Handler *handler, TimestampTz now, int limit, Job *jobs)
 		MemoryContext old;
 		bool		isnull;
 
-		job->job_id = DatumGetInt64(get_column(i, 1, &isnull));
-		job->revision = DatumGetInt32(get_column(i, 4, &isnull));
-		job->attempts = DatumGetInt32(get_column(i, 5, &isnull));
-		job->alone = DatumGetBool(get_column(i, 6, &isnull));
+		job->job_id = DatumGetInt64(statements_result(i, 1, &isnull));
+		job->revision = DatumGetInt32(statements_result(i, 4, &isnull));
+		job->attempts = DatumGetInt32(statements_result(i, 5, &isnull));
+		job->alone = DatumGetBool(statements_result(i, 6, &isnull));
 		old = MemoryContextSwitchTo(context);
-		job->event_id = TextDatumGetCString(get_column(i, 2, &isnull));
-		job->event_type = TextDatumGetCString(get_column(i, 3, &isnull));
+		job->event_id = TextDatumGetCString(statements_result(i, 2, &isnull));
+		job->event_type = TextDatumGetCString(statements_result(i, 3, &isnull));
 		MemoryContextSwitchTo(old);
 	}
 	end_statement(&before);
@@ -397,7 +391,7 @@ job_queue_next_due(const Handler *handler, TimestampTz now)
 	values[0] = CStringGetTextDatum(handler->name);
 	values[1] = TimestampTzGetDatum(now);
 	(void) statements_run(handler->ordered ? &next_due_ordered : &next_due, values, NULL, 0);
-	due_at = DatumGetTimestampTz(get_column(0, 1, &isnull));
+	due_at = DatumGetTimestampTz(statements_result(0, 1, &isnull));
 	if (isnull)
 		due_at = DT_NOEND;
 	end_statement(&before);
@@ -467,11 +461,11 @@ job_queue_fail(int64 job_id, int attempt, const JobFailure *failure)
 	(void) statements_run(&fail, values, nulls, 0);
 	if (SPI_processed == 1)
 	{
-		dead = DatumGetBool(get_column(0, 4, &isnull));
+		dead = DatumGetBool(statements_result(0, 4, &isnull));
 		if (dead)
-			notify_dead(job_id, TextDatumGetCString(get_column(0, 1, &isnull)),
-						TextDatumGetCString(get_column(0, 2, &isnull)),
-						TextDatumGetCString(get_column(0, 3, &isnull)));
+			notify_dead(job_id, TextDatumGetCString(statements_result(0, 1, &isnull)),
+						TextDatumGetCString(statements_result(0, 2, &isnull)),
+						TextDatumGetCString(statements_result(0, 3, &isnull)));
 	}
 	end_statement(&before);
 	return dead;

@@ -120,12 +120,6 @@ typedef struct PublishedHandler
 	bool		role_is_renamed;
 } PublishedHandler;
 
-static Datum
-get_column(uint64 row, int column, bool *isnull)
-{
-	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, isnull);
-}
-
 /* False when there is no room for it. */
 static bool
 publish_entry(const PublishedHandler *publication)
@@ -238,14 +232,14 @@ read_publication(PublishedHandler *publication, int row)
 	Datum		problem;
 	bool		isnull;
 
-	strlcpy(publication->name, TextDatumGetCString(get_column(row, 1, &isnull)), HANDLER_NAME_SIZE);
-	publication->role = DatumGetObjectId(get_column(row, 2, &isnull));
-	publication->active = DatumGetBool(get_column(row, 3, &isnull));
-	publication->concurrency = DatumGetInt32(get_column(row, 4, &isnull));
-	publication->role_is_gone = DatumGetBool(get_column(row, 5, &isnull));
-	problem = get_column(row, 6, &isnull);
+	strlcpy(publication->name, TextDatumGetCString(statements_result(row, 1, &isnull)), HANDLER_NAME_SIZE);
+	publication->role = DatumGetObjectId(statements_result(row, 2, &isnull));
+	publication->active = DatumGetBool(statements_result(row, 3, &isnull));
+	publication->concurrency = DatumGetInt32(statements_result(row, 4, &isnull));
+	publication->role_is_gone = DatumGetBool(statements_result(row, 5, &isnull));
+	problem = statements_result(row, 6, &isnull);
 	publication->problem = isnull ? NULL : TextDatumGetCString(problem);
-	publication->role_is_renamed = DatumGetBool(get_column(row, 7, &isnull));
+	publication->role_is_renamed = DatumGetBool(statements_result(row, 7, &isnull));
 }
 
 static void
@@ -460,7 +454,7 @@ purge(void)
 	SPI_connect();
 	statements_become_owner(&before);
 	(void) statements_run(&purge_jobs, values, NULL, 0);
-	purged = DatumGetInt64(get_column(0, 1, &isnull));
+	purged = DatumGetInt64(statements_result(0, 1, &isnull));
 	statements_restore(&before);
 	SPI_finish();
 }

@@ -91,12 +91,6 @@ forget_everything(void)
 											  ALLOCSET_SMALL_SIZES);
 }
 
-static Datum
-get_column(int row, int column, bool *isnull)
-{
-	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, isnull);
-}
-
 static EndpointState
 state_from_text(const char *text)
 {
@@ -105,23 +99,6 @@ state_from_text(const char *text)
 	if (strcmp(text, "retired") == 0)
 		return ENDPOINT_RETIRED;
 	return ENDPOINT_DISABLED;
-}
-
-static void
-fill_events(Endpoint *endpoint, Datum array)
-{
-	Datum	   *elements;
-	bool	   *nulls;
-	int			count;
-
-	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false, TYPALIGN_INT,
-					  &elements, &nulls, &count);
-	endpoint->events = palloc(sizeof(char *) * Max(count, 1));
-	for (int i = 0; i < count; i++)
-	{
-		if (!nulls[i])
-			endpoint->events[endpoint->event_count++] = TextDatumGetCString(elements[i]);
-	}
 }
 
 static void
@@ -137,25 +114,25 @@ load_endpoints(void)
 		bool		found;
 		Datum		value;
 
-		strlcpy(path, TextDatumGetCString(get_column(row, 2, &isnull)), sizeof(path));
+		strlcpy(path, TextDatumGetCString(statements_result(row, 2, &isnull)), sizeof(path));
 		endpoint = hash_search(endpoints, path, HASH_ENTER, &found);
 		memset((char *) endpoint + sizeof(endpoint->path), 0,
 			   sizeof(Endpoint) - sizeof(endpoint->path));
 
-		endpoint->endpoint_id = *DatumGetUUIDP(get_column(row, 1, &isnull));
-		value = get_column(row, 3, &isnull);
+		endpoint->endpoint_id = *DatumGetUUIDP(statements_result(row, 1, &isnull));
+		value = statements_result(row, 3, &isnull);
 		endpoint->all_events = isnull;
 		if (!isnull)
 		{
 			old = MemoryContextSwitchTo(cache_context);
-			fill_events(endpoint, value);
+			endpoint->events = statements_texts(value, &endpoint->event_count);
 			MemoryContextSwitchTo(old);
 		}
-		value = get_column(row, 4, &isnull);
+		value = statements_result(row, 4, &isnull);
 		endpoint->live = isnull ? -1 : DatumGetBool(value);
-		value = get_column(row, 5, &isnull);
+		value = statements_result(row, 5, &isnull);
 		endpoint->state = isnull ? ENDPOINT_DISABLED : state_from_text(TextDatumGetCString(value));
-		value = get_column(row, 6, &isnull);
+		value = statements_result(row, 6, &isnull);
 		endpoint->timestamp_tolerance = isnull ? 0 : DatumGetInt64(value);
 	}
 }
@@ -211,7 +188,7 @@ load_keys(void)
 		bool		isnull;
 		Datum		secret;
 
-		strlcpy(path, TextDatumGetCString(get_column(row, 1, &isnull)), sizeof(path));
+		strlcpy(path, TextDatumGetCString(statements_result(row, 1, &isnull)), sizeof(path));
 		endpoint = hash_search(endpoints, path, HASH_FIND, NULL);
 		if (endpoint == NULL)
 			continue;			/* both statements saw one snapshot only by luck */
@@ -219,9 +196,9 @@ load_keys(void)
 		key = MemoryContextAllocZero(cache_context, sizeof(EndpointKey));
 		key->next = endpoint->keys;
 		endpoint->keys = key;
-		key->key_id = *DatumGetUUIDP(get_column(row, 2, &isnull));
-		key->valid_until = DatumGetTimestampTz(get_column(row, 3, &isnull));
-		secret = get_column(row, 4, &isnull);
+		key->key_id = *DatumGetUUIDP(statements_result(row, 2, &isnull));
+		key->valid_until = DatumGetTimestampTz(statements_result(row, 3, &isnull));
+		secret = statements_result(row, 4, &isnull);
 		if (!isnull)
 		{
 			bytea	   *blob = DatumGetByteaPP(secret);

@@ -222,8 +222,7 @@ result_int64(uint64 row, int column)
 {
 	bool		isnull;
 
-	return DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
-									   column, &isnull));
+	return DatumGetInt64(statements_result(row, column, &isnull));
 }
 
 static int

@@ -225,11 +225,9 @@ quarantine_next_attempt(TimestampTz *due_at)
 	{
 		bool		isnull;
 
-		*due_at = DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
-													2, &isnull));
+		*due_at = DatumGetTimestampTz(statements_result(0, 2, &isnull));
 		if (*due_at <= GetCurrentTimestamp())
-			quarantine_id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
-													   1, &isnull));
+			quarantine_id = DatumGetInt64(statements_result(0, 1, &isnull));
 	}
 	statements_restore(&before);
 	SPI_finish();

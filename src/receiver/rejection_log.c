@@ -113,8 +113,7 @@ trim_table(void)
 	if (known_rows < 0 || bw_receivers > 1)	/* others write, too */
 	{
 		(void) statements_run(&count_rows, NULL, NULL, 0);
-		known_rows = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
-												 1, &isnull));
+		known_rows = DatumGetInt64(statements_result(0, 1, &isnull));
 	}
 	if (known_rows + note_count <= bw_rejection_log_limit)
 		return;

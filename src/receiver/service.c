@@ -62,7 +62,7 @@ is_paused(void)
 		return false;
 	(void) statements_run(&read_paused, NULL, NULL, 1);
 	return SPI_processed == 1 &&
-		DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		DatumGetBool(statements_result(0, 1, &isnull));
 }
 
 static char *
@@ -73,7 +73,7 @@ get_database_settings(void)
 	Datum		settings;
 
 	(void) statements_run(&read_database_settings, values, NULL, 1);
-	settings = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	settings = statements_result(0, 1, &isnull);
 	return MemoryContextStrdup(TopMemoryContext, TextDatumGetCString(settings));
 }
 

@@ -21,9 +21,12 @@
 #include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_extension.h"
+#include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -56,6 +59,32 @@ statements_run(Statement *statement, Datum *values, const char *nulls, long max_
 	if (result < 0)
 		elog(ERROR, "could not execute a statement: %s", SPI_result_code_string(result));
 	return result;
+}
+
+Datum
+statements_result(uint64 row, int column, bool *isnull)
+{
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, isnull);
+}
+
+char **
+statements_texts(Datum array, int *count)
+{
+	Datum	   *elements;
+	bool	   *nulls;
+	int			element_count;
+	char	  **texts;
+
+	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false, TYPALIGN_INT,
+					  &elements, &nulls, &element_count);
+	texts = palloc(sizeof(char *) * Max(element_count, 1));
+	*count = 0;
+	for (int i = 0; i < element_count; i++)
+	{
+		if (!nulls[i])
+			texts[(*count)++] = TextDatumGetCString(elements[i]);
+	}
+	return texts;
 }
 
 void

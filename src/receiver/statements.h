@@ -37,6 +37,12 @@ typedef struct Identity
  */
 extern int	statements_run(Statement *statement, Datum *values, const char *nulls, long max_rows);
 
+/* A column, from 1, of a row of the last result, from 0. */
+extern Datum statements_result(uint64 row, int column, bool *isnull);
+
+/* The elements of a text[] that are not null, palloc'ed. */
+extern char **statements_texts(Datum array, int *count);
+
 /* Makes rows visible, under a name, to the statements of the current SPI connection. */
 extern void statements_register_rows(char *name, TupleDesc tupdesc, Tuplestorestate *store, int rows);
 
