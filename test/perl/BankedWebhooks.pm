@@ -38,7 +38,7 @@ our $OTHER_KEY = '0b1946d1c2b6f06cf9f6b44b4e8a9d4e4a49c65d4ad8e9b2e6f5d6ec7fbd1c
 our $patience = $PostgreSQL::Test::Utils::timeout_default;
 
 # A file of tests that hangs ends here, with its servers.
-my $file_limit = 200;
+my $file_limit = 600;
 $SIG{ALRM} = sub { die "this file ran longer than $file_limit seconds\n" };
 $SIG{INT} = $SIG{TERM} = sub { die "interrupted\n" };
 alarm $file_limit;
@@ -332,7 +332,9 @@ sub session
 	return $session;
 }
 
-# Registers an endpoint under $KEY.  Further arguments go to register_endpoint, as SQL text.
+# Registers an endpoint under $KEY.  Further arguments go to register_endpoint,
+# as SQL text.  The gateway learns of it a moment after: the first delivery is
+# to be repeated until it is taken.
 sub register
 {
 	my ($self, $path, %arguments) = @_;
@@ -349,11 +351,12 @@ sub connect
 	return BankedWebhooks::Connection->new($self->port, %options);
 }
 
-# One POST over a connection of its own.  Returns the status, 0 without an answer.
+# One POST over a connection of its own.  Returns the status, 0 without an
+# answer.  Options: those of request, and timeout, the longest wait for the answer.
 sub post
 {
 	my ($self, $path, $body, %options) = @_;
-	my $response = $self->exchange(request($path, $body, %options));
+	my $response = $self->exchange(request($path, $body, %options), timeout => $options{timeout});
 	return $response ? $response->{status} : 0;
 }
 
