@@ -116,6 +116,7 @@ attach(int index)
 	my_slot->started_at = GetCurrentTimestamp();
 	LWLockRelease(shared_state->lock);
 
+	service_connecting();
 	BackgroundWorkerInitializeConnectionByOid(my_slot->database, my_slot->role, 0);
 }
 

@@ -27,6 +27,7 @@
 #define LOOK_RETRY 1000
 
 static uint64 checked_generation = 0;
+static uint64 connected_generation = 0; /* before this session got its settings */
 static TimestampTz check_at = DT_NOEND; /* when to look again regardless */
 static char *database_settings = NULL;	/* see read_database_settings */
 
@@ -124,6 +125,12 @@ service_generation(void)
 	return checked_generation;
 }
 
+void
+service_connecting(void)
+{
+	connected_generation = pg_atomic_read_u64(&shared_state->generation);
+}
+
 bool
 service_check(void)
 {
@@ -141,12 +148,13 @@ service_check(void)
 		park(seen.park);
 		return false;
 	}
-	if (database_settings == NULL)
+	if (database_settings == NULL && checked_generation == connected_generation)
 	{
 		database_settings = seen.settings;
 		return true;
 	}
-	unchanged = strcmp(seen.settings, database_settings) == 0;
+	/* Those of the first look are the session's own only when nothing was changed since it connected. */
+	unchanged = database_settings != NULL && strcmp(seen.settings, database_settings) == 0;
 	pfree(seen.settings);
 	if (!unchanged)
 	{

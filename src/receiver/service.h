@@ -9,6 +9,9 @@
 
 #include "datatype/timestamp.h"
 
+/* This session is about to connect: what is changed from now on, it may not have got. */
+extern void service_connecting(void);
+
 /* Is it time to look?  To be asked each turn. */
 extern bool service_is_to_check(void);
 
