@@ -292,8 +292,9 @@ start_job(const Job *job)
 
 	snprintf(activity, sizeof(activity), "running job " INT64_FORMAT " of handler \"%s\"",
 			 job->job_id, my_worker->name);
-	pgstat_report_activity(STATE_RUNNING, activity);
 	start_timer();
+	/* Whoever sees this may cancel it from now on. */
+	pgstat_report_activity(STATE_RUNNING, activity);
 }
 
 static void
