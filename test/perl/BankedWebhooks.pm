@@ -409,6 +409,37 @@ sub slurp_children
 	return <$handle> // '';
 }
 
+# Sends deliveries until one waits for a synchronous standby: the process that
+# makes commits wait for one reads its settings in its own time.  The code makes
+# a body from a number.  Returns the connection on which the answer is still to
+# come, and the body; nothing when no delivery waited.
+sub send_until_it_waits_for_standby
+{
+	my ($self, $path, $make_body) = @_;
+	my $number = 0;
+	my ($connection, $body);
+
+	wait_until(
+		sub {
+			$connection = $self->connect or return 0;
+			$body = $make_body->(++$number);
+			$connection->send(request($path, $body));
+			my ($answered, $waits);
+			wait_until(sub { $answered = defined $connection->receive_some; return $answered || ($waits = $self->waits_for_standby) });
+			return !$answered && $waits;
+		}) or return;
+	return ($connection, $body);
+}
+
+# Does a receiver wait for a standby, with a batch of deliveries?
+sub waits_for_standby
+{
+	my ($self) = @_;
+	return $self->sql(
+		q(select count(*) from pg_stat_activity
+		where backend_type = 'banked_webhooks receiver' and query = 'storing webhooks' and state = 'active' and wait_event = 'SyncRep')) > 0;
+}
+
 sub wait_for_port
 {
 	my ($self, $port) = @_;
