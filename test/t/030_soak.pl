@@ -13,17 +13,18 @@ my $soak = BankedWebhooks::Soak->new(clients => 2, connections => 8, say => sub 
 my $start = time;
 my $limit = 25;
 
-# The most telling ones first: a slow machine does not get to the last.
+# The most telling ones first: a slow machine gets to some, and not to the last.
+my $at_least = 4;
 my @faults = qw(sync_cancel postmaster_kill receiver_cancel gateway_stop drop_extension subreaper
   receiver_kill lock stop_fast receiver_terminate launcher_terminate stop_immediate);
 
 my $service = $soak->begin_service;
 foreach my $fault (@faults)
 {
-	last if time - $start > $limit;
+	last if $soak->{cycles} >= $at_least && time - $start > $limit;
 	my $first = @{ $soak->{violations} };
 	ok($soak->cycle($fault), $fault) or diag join "\n", @{ $soak->{violations} }[ $first .. $#{ $soak->{violations} } ];
 }
-ok($soak->{acknowledged} > 1000, 'there was load');
+cmp_ok($soak->{acknowledged}, '>', 100 * $soak->{cycles}, 'there was load');
 note $soak->summary;
 done_testing();

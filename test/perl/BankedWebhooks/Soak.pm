@@ -294,9 +294,16 @@ sub judge_processes
 {
 	my ($self) = @_;
 	my $service = $self->service;
-	my @receivers = $service->pids('receiver');
-	my @gateways = $service->pids('gateway');
+	my (@receivers, @gateways);
 
+	# One of several may still be on its way back when the others serve.
+	wait_until(
+		sub {
+			@receivers = $service->pids('receiver');
+			@gateways = $service->pids('gateway');
+			return @receivers == $service->{receivers} && @gateways == $service->{receivers};
+		},
+		$back_within);
 	$self->violation(@receivers . ' receivers and ' . @gateways . " gateways where $service->{receivers} of each were expected")
 	  if @receivers != $service->{receivers} || @gateways != $service->{receivers};
 	my $sockets;
