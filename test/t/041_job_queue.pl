@@ -7,7 +7,7 @@ use warnings;
 use BankedWebhooks;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(time usleep);
+use Time::HiRes qw(time);
 
 my $service = BankedWebhooks->new(conf => <<'CONF');
 banked_webhooks.handler_workers = 4
@@ -41,6 +41,26 @@ sub handler
 	$options = $options ? ", $options" : '';
 	shop(qq{create or replace function shop.$name(event banked.events) returns void language plpgsql as \$f\$ begin perform shop.note('$name', event, $seconds); end \$f\$;
 		select banked.subscribe('$name', 'shop.$name(banked.events)', array['payment_$name'] $options)});
+}
+
+# One whose function waits at the gate before that, while the gate is closed.
+sub gated_handler
+{
+	my ($name, $seconds, $options) = @_;
+	$options = $options ? ", $options" : '';
+	shop(qq{create or replace function shop.$name(event banked.events) returns void language plpgsql as \$f\$
+		begin perform pg_advisory_xact_lock_shared(7); perform shop.note('$name', event, $seconds); end \$f\$;
+		select banked.subscribe('$name', 'shop.$name(banked.events)', array['payment_$name'] $options)});
+}
+
+# The gate is closed while the session lives.
+sub close_gate { my $gate = $service->session; $gate->query_safe('select pg_advisory_lock(7)'); return $gate; }
+
+sub ok_at_gate
+{
+	my ($count, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return ok_until(sub { $service->sql(q(select count(*) from pg_stat_activity where backend_type = 'banked_webhooks handler' and wait_event = 'advisory')) >= $count }, $name);
 }
 
 sub deliver { my ($id, $name, %more) = @_; return $service->post('/hook', event($id, "payment_$name", %more)); }
@@ -78,46 +98,55 @@ sub overlap
 handler(quick => 0);
 ok_until(sub { deliver('q0', 'quick') == 200 }, 'a delivery');
 ok_all_done(quick => 1);
-my @latencies;
+my (@latencies, @answers);
 foreach my $i (1 .. 40)
 {
+	my $sent = time;
 	deliver("q$i", 'quick');
 	my $answered = time;
+	push @answers, 1000 * ($answered - $sent);
 	wait_until(sub { $service->sql("select count(*) from shop.log where event_id = 'q$i'") });
 	my $began = $service->sql("select extract(epoch from began) from shop.log where event_id = 'q$i'");
 	push @latencies, 1000 * ($began - $answered);
 }
 @latencies = sort { $a <=> $b } @latencies;
-cmp_ok($latencies[20], '<', 5, sprintf 'median from the answer to the start of the function: %.2f ms', $latencies[20]);
+@answers = sort { $a <=> $b } @answers;
+# What a busy machine adds, it adds to deliveries too.
+my $limit = $answers[20] > 2.5 ? 2 * $answers[20] : 5;
+cmp_ok($latencies[20], '<', $limit, sprintf 'median from the answer to the start of the function: %.2f ms, where an answer takes %.2f ms', $latencies[20], $answers[20]);
 
 # Nothing is due: nobody works.
-my ($worker) = $service->pids('handler');
-my $cpu = sub { (split ' ', slurp_file("/proc/$worker/stat"))[13] + (split ' ', slurp_file("/proc/$worker/stat"))[14] };
-my $switches = sub { slurp_file("/proc/$worker/status") =~ /^voluntary_ctxt_switches:\s+(\d+)/m ? $1 : die };
-usleep 300_000;
-my $before = $switches->();
-$service->sql('select pg_sleep(1)');
-cmp_ok($switches->() - $before, '<', 3, 'an idle worker sleeps');
+ok_until(
+	sub {
+		my ($worker) = $service->pids('handler');
+		my $switches = sub { (eval { slurp_file("/proc/$worker/status") } // '') =~ /^voluntary_ctxt_switches:\s+(\d+)/m ? $1 : undef };
+		my $before = $switches->();
+		$service->sql('select pg_sleep(1)');
+		my $after = $switches->();
+		return defined $before && defined $after && $after - $before < 3;
+	},
+	'an idle worker sleeps');
 
 # Workers racing: each job once.
 handler(race => 0);
 deliver_many(race => 500);
-ok_all_done(race => 500, 30);
+ok_all_done(race => 500);
 is($service->sql(q(select count(*) || ' ' || count(distinct event_id) from shop.log where handler = 'race')), '500 500', 'each exactly once');
 cmp_ok($service->sql(q(select count(distinct worker_pid) from banked.jobs where handler = 'race')), '>=', 1, 'by one worker or more');
 
 # A slow handler has the workers that it may, and starves nobody.
-handler(slow => 0.3);
+my $gate = close_gate();
+gated_handler(slow => 0.3);
 deliver_many(slow => 12);
-ok_until(sub { count_jobs(slow => 'done') >= 1 }, 'a slow handler is at work');
-my $start = time;
+ok_at_gate(2, 'a slow handler is at work');
 deliver('q100', 'quick');
 ok_until(sub { $service->sql(q(select count(*) from shop.log where event_id = 'q100')) == 1 }, 'another one runs meanwhile');
-cmp_ok(time - $start, '<', 1, '... at once');
 handler(late => 0);
 deliver('late-1', 'late');
 ok_until(sub { $service->sql(q(select count(*) from shop.log where event_id = 'late-1')) == 1 }, 'and one that came later, too');
-ok_all_done(slow => 12, 20);
+is(count_jobs(slow => 'done'), 0, '... before the slow one has done anything');
+$gate->quit;
+ok_all_done(slow => 12);
 cmp_ok(overlap('slow'), '>=', 2, 'more than one worker ran the slow one: ' . overlap('slow'));
 
 # Concurrency.
@@ -132,17 +161,19 @@ deliver_many(rated => 15);
 ok_all_done(rated => 15);
 my $span = $service->sql(q(select extract(epoch from max(began) - min(began)) from shop.log where handler = 'rated'));
 cmp_ok($span, '>=', 1.25, "rate => 10: 15 jobs take $span s");
-cmp_ok($span, '<', 5, '... and not much longer');
+cmp_ok($span, '<', 10, '... and not much longer');
 
 # Order: within a resource, though some fail.
 shop(q{create sequence shop.tries; create function shop.ordered(event banked.events) returns void language plpgsql as $f$
 	begin
-		if event.resource_id = '1' and event.event_id = 'ordered-4' and nextval('shop.tries') < 3 then raise 'not yet'; end if;
+		if event.resource_id = '1' and event.event_id = 'ordered-4'
+			and (nextval('shop.tries') < 3 or (select count(*) from shop.log where handler = 'ordered' and resource_id <> '1') < 20)
+		then raise 'not yet'; end if;
 		perform shop.note('ordered', event, 0.005 * random());
 	end $f$;
-	select banked.subscribe('ordered', 'shop.ordered(banked.events)', array['payment_ordered'], ordered => true, backoff => '150 ms')});
+	select banked.subscribe('ordered', 'shop.ordered(banked.events)', array['payment_ordered'], ordered => true, backoff => '150 ms', max_attempts => 100)});
 deliver_many(ordered => 30, 'i % 3');
-ok_all_done(ordered => 30, 20);
+ok_all_done(ordered => 30);
 is($service->sql(q(select count(*) from (select split_part(event_id, '-', 2)::int as n, lag(split_part(event_id, '-', 2)::int) over (partition by resource_id order by began) as before from shop.log where handler = 'ordered') as s where before > n)),
 	0, 'ordered: each resource in order of arrival');
 is($service->sql(q(select max(began) filter (where resource_id <> '1') < min(began) filter (where event_id = 'ordered-4') from shop.log where handler = 'ordered')), 't', 'a failing one holds back its own resource alone');
@@ -164,14 +195,16 @@ ok_until(sub { count_jobs(batched => 'done') == 38 && count_jobs(batched => 'dea
 is($service->sql(q(select count(distinct event_id) || ' ' || count(*) from shop.log where handler = 'batched')), '38 38', 'each once');
 
 # kill -9 in the middle of a function: the server restarts, nothing is half done, the job goes on.
-handler(killed => 0.4, q{backoff => '100 ms'});
+$gate = close_gate();
+gated_handler(killed => 0, q{backoff => '100 ms'});
 deliver('killed-1', 'killed');
-ok_until(sub { count_jobs(killed => 'running') == 1 }, 'a job runs');
+ok_at_gate(1, 'a job runs');
 $service->allow('was terminated by signal 9', 'terminating connection because of crash', 'another server process exited abnormally', 'current transaction is aborted',
 	'in the middle of its shutdown', 'the database system is (?:in recovery mode|not yet accepting connections|starting up)', 'terminating any other active');
 my ($victim) = $service->sql(q(select worker_pid from banked.jobs where handler = 'killed'));
 kill 'KILL', $victim;
-ok_until(sub { my ($ret, $out) = $node->psql('postgres', q(select count(*) from banked.jobs where handler = 'killed' and state = 'done')); ($out // '') eq '1' }, 'its job is done after the restart', 30);
+ok_until(sub { my ($ret, $out) = $node->psql('postgres', q(select count(*) from banked.jobs where handler = 'killed' and state = 'done')); ($out // '') eq '1' }, 'its job is done after the restart');
+$gate->quit;		# its connection has ended with the others
 is($service->sql(q(select attempts from banked.jobs where handler = 'killed')), 2, 'in the second attempt');
 is($service->sql(q(select reason from banked.job_attempts join banked.jobs using (job_id) where handler = 'killed')), 'crashed', 'the first has crashed');
 is($service->sql(q(select count(*) from shop.log where handler = 'killed')), 1, 'it was done once');
@@ -192,42 +225,53 @@ ok_until(sub { my ($ret, $out) = $node->psql('postgres', q(select count(*) from 
 is(count_jobs(crowd => 'dead'), 0, 'and none has lost its only attempt');
 
 # A shutdown does not count.
-handler(patient => 1);
+$gate = close_gate();
+gated_handler(patient => 0);
 deliver('patient-1', 'patient');
-ok_until(sub { count_jobs(patient => 'running') == 1 }, 'a job runs');
+ok_at_gate(1, 'a job runs');
 $service->allow('terminating background worker "banked_webhooks handler', 'terminating connection due to administrator command');
 $node->stop('fast');
 $node->start;
 $service->wait_for_port;
+$gate->quit;
 ok_all_done(patient => 1);
 is($service->sql(q(select attempts from banked.jobs where handler = 'patient')), 1, 'a fast shutdown in the middle of a job does not count');
 is($service->sql(q(select count(*) from banked.job_attempts join banked.jobs using (job_id) where handler = 'patient')), 0, 'no failed attempt');
 
 # pause() ends workers, a job included, and that does not count either.
+$gate = close_gate();
 deliver('patient-2', 'patient');
-ok_until(sub { count_jobs(patient => 'running') == 1 }, 'a job runs');
+ok_at_gate(1, 'a job runs');
 $service->sql('select banked.pause()');
 ok_until(sub { !$service->pids('handler') }, 'pause() ends the handlers');
+$gate->quit;
 $service->sql('select banked.resume()');
 ok_all_done(patient => 2);
 is($service->sql(q(select max(attempts) from banked.jobs where handler = 'patient')), 1, 'which does not count');
 
 # The launcher is replaced: its workers end with it, and that does not count.
+$gate = close_gate();
 deliver('patient-3', 'patient');
-ok_until(sub { count_jobs(patient => 'running') == 1 }, 'a job runs');
+ok_at_gate(1, 'a job runs');
 my ($launcher) = $service->pids('launcher');
+my ($worker) = $service->sql(q(select worker_pid from banked.jobs where handler = 'patient' and state = 'running'));
 $service->sql("select pg_terminate_backend($launcher)");
+ok_until(sub { !-e "/proc/$worker" }, 'the worker ends with the launcher');
+$gate->quit;
 ok_all_done(patient => 3);
 is($service->sql(q(select max(attempts) from banked.jobs where handler = 'patient')), 1, 'the end of the launcher does not count');
 
 # One worker for all handlers: they take turns.
 $service->sql(q(alter system set banked_webhooks.handler_workers = 1));
 $node->reload;
+ok_until(sub { (() = $service->pids('handler')) <= 1 }, 'handler_workers = 1: the others end');
 handler(much => 0.3);
 handler(little => 0);
+shop(q{select banked.pause_handler('much'), banked.pause_handler('little')});
 deliver_many(much => 8);
 deliver_many(little => 2);
-ok_all_done(much => 8, 30);
+shop(q{select banked.resume_handler('much'), banked.resume_handler('little')});
+ok_all_done(much => 8);
 ok_all_done(little => 2);
 is($service->sql(q(select (select min(began) from shop.log where handler = 'little') < (select max(began) from shop.log where handler = 'much'))), 't',
 	'handler_workers = 1: a long queue does not keep the worker');
@@ -244,7 +288,7 @@ ok_until(sub { $service->pids('handler') }, 'and they come back');
 $service->sql(q(alter system set banked_webhooks.job_retention = '1s'));
 $node->reload;
 deliver('q200', 'quick');
-ok_until(sub { $service->sql(q(select count(*) from banked.jobs where state = 'done')) == 0 }, 'jobs that are done are removed after their time', 20);
+ok_until(sub { $service->sql(q(select count(*) from banked.jobs where state = 'done')) == 0 }, 'jobs that are done are removed after their time');
 cmp_ok($service->sql(q(select count(*) from banked.jobs)), '>', 0, 'dead ones stay');
 
 # DROP EXTENSION.

@@ -27,7 +27,7 @@ begin
 	if not exists (select from shop.door) then raise 'closed'; end if;
 	insert into shop.log values (event.event_id);
 end $$;
-create function shop.stay(event banked.events) returns void language sql as 'select pg_sleep(60)';
+create function shop.stay(event banked.events) returns void language sql as 'select pg_sleep(3000)';
 select banked.subscribe('shop', 'shop.handle(banked.events)', array['payment_sent'], max_attempts => 1);
 select banked.subscribe('stay', 'shop.stay(banked.events)', array['payment_failed'], timeout => '1 h');
 SQL
