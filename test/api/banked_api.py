@@ -246,7 +246,7 @@ def stop_load():
 
 def deliver(url):
     """Delivers as Banked does: the key that it was told last, for the path of the webhook."""
-    connection = http.client.HTTPConnection(url.hostname, url.port, timeout=10)
+    connection = http.client.HTTPConnection(url.hostname, url.port, timeout=60)
     number = 0
     while not load["stop"].is_set():
         with lock:

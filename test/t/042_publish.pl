@@ -150,7 +150,7 @@ is(drift(), '/hook webhook is not from here', 'what is left');
 	$session->query_safe("begin; $columns('/second')");
 	like($service->sql_error("$columns('/second')"), qr/55P03: another session is publishing/, 'a second session is refused');
 	like($service->sql_error("select from banked.unpublish_endpoint('/second')"), qr/55P03/, 'for the opposite too');
-	is($service->sql("set lock_timeout = '1s'; select from banked.register_endpoint('/others'); select from banked.rotate_signing_key('/second');
+	is($service->sql("set lock_timeout = '20s'; select from banked.register_endpoint('/others'); select from banked.rotate_signing_key('/second');
 		select banked.set_api_credentials('others', 'a', 'b'); select banked.retire_endpoint('/others'); select count(*) from banked.api_list_webhooks()") > 0, 1,
 		'nothing else waits for it');
 	is($service->sql("set lock_timeout = '1s'; select banked.rotate_master_key()"), 0, 'nor does who re-encrypts, with all who wait for that');

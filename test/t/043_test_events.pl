@@ -90,7 +90,7 @@ like($service->sql_error("begin; select from banked.register_endpoint('/new'); $
 	# Until its receiver is gone they are delivered, or meet a port that has just been closed.
 	ok_until(sub { (eval { $service->sql_error("$fields('/hook', 'payment_sent')") } // '') =~ /55000: no receiver of this database listens/ }, 'a paused service');
 	$service->sql('select banked.resume()');
-	$service->wait_for_port;
+	$service->wait_for_port($_) foreach $service->port, $tls_port;
 }
 
 # Over HTTPS, as Banked would come.
