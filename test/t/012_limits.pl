@@ -14,9 +14,9 @@ banked_webhooks.max_pending = 4
 banked_webhooks.max_pending_size = 64kB
 banked_webhooks.max_body_size = 60kB
 banked_webhooks.max_connections = 40
-banked_webhooks.answer_timeout = 1500ms
-banked_webhooks.store_lock_timeout = 20s
-banked_webhooks.store_timeout = 30s
+banked_webhooks.answer_timeout = 6s
+banked_webhooks.store_lock_timeout = 60s
+banked_webhooks.store_timeout = 100s
 CONF
 my $port = $service->port;
 my $number = 0;
@@ -70,7 +70,7 @@ my ($receiver) = $service->pids('receiver');
 			}
 			return @refused >= 8;
 		});
-	ok(time - $start < 1, 'max_pending: all but four of twelve are answered at once');
+	ok(time - $start < 5, 'max_pending: all but four of twelve are answered at once');
 	is(tally(map { $_ ? $_->{status} : 0 } @refused), '503: 8', 'with 503');
 	is(scalar(grep { $_ && $_->{headers}{'retry-after'} } @refused), 8, 'and Retry-After');
 	is($service->post('/hook',    next_event(), signature => undef), 503, '503 before the signature');
@@ -79,13 +79,13 @@ my ($receiver) = $service->pids('receiver');
 
 	is(tally(map { my $answer = $_->receive; $answer ? $answer->{status} : 0 } values %waiting), '503: 4', 'answer_timeout: those four get 503 too');
 	my $duration = time - $start;
-	ok($duration > 1 && $duration < 4, 'after about answer_timeout') or diag $duration;
+	ok($duration > 5.5 && $duration < 20, 'after about answer_timeout') or diag $duration;
 	$locker->query_safe('rollback');
 	$locker->quit;
 	is(tally(map { my $body = $_; wait_until(sub { $service->post('/hook', $body) == 200 }) } @bodies), '1: 12', 'when they come again they are taken');
 	is($service->sql(q(select count(*) from banked.events where event_id like 'pending-%')), 12, 'and are there once');
-	ok($service->stat('rejections', { reason => 'answer_timeout' }) >= 4, 'stats count answer_timeout');
-	ok($service->stat('rejections', { reason => 'overloaded' }) >= 9, 'and overload');
+	ok_until(sub { $service->stat('rejections', { reason => 'answer_timeout' }) >= 4 }, 'stats count answer_timeout');
+	ok_until(sub { $service->stat('rejections', { reason => 'overloaded' }) >= 9 }, 'and overload');
 }
 
 # Bytes count too.
