@@ -10,7 +10,7 @@ use Test::More;
 my $service = BankedWebhooks->new(conf => <<'CONF');
 banked_webhooks.max_body_size = 64kB
 banked_webhooks.max_header_size = 4kB
-banked_webhooks.request_timeout = 1500ms
+banked_webhooks.request_timeout = 4s
 CONF
 $service->register('/hook');
 $service->register('/disabled');
@@ -274,7 +274,7 @@ answers(413, changed('Content-Length' => 65537, 'banked-signature' => undef, bod
 	my $connection = $service->connect;
 	my $drip = sub { $connection->send("X: y\r\n"); return $connection->receive_some };
 	$connection->send("POST /hook HTTP/1.1\r\nHost: a\r\n");
-	ok_until(sub { defined $drip->() }, 'a client that sends a little for ever is closed too', 10);
+	ok_until(sub { defined $drip->() }, 'a client that sends a little for ever is closed too');
 }
 {
 	my @connections = map { $service->connect } 1 .. 50;

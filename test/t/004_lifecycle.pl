@@ -51,7 +51,7 @@ ok_until(sub { !$service->pids('receiver') }, 'and ends the receiver');
 is($service->sql('select count(*) from banked.events'), $before, 'the history stays');
 is($service->sql(q(select count(*) from pg_roles where rolname like 'banked\_webhooks\_%')), 3, 'and the roles');
 $service->sql('create extension banked_webhooks');
-ok_until(sub { can_connect($port) }, 'created again, it is served within a second', 1);
+ok_until(sub { can_connect($port) }, 'created again, it is served within seconds', 5);
 is(deliver(), 503, 'the keys are gone: 503');
 $service->sql("select banked.rotate_signing_key('/hook', signing_key => '$KEY')");
 ok(served(), 'until one is set: it goes on where it was');
@@ -104,7 +104,7 @@ my $text = $service->log_since($mark);
 my $lines = () = $text =~ /$line/g;
 is($lines, 1, 'in one line') or diag $text;
 close $squatter;
-ok_until(sub { served() }, 'and taken as soon as it is free', 10);
+ok(served(), 'and taken as soon as it is free');
 
 # Settings by reload.
 my $new_port = PostgreSQL::Test::Cluster::get_free_port();

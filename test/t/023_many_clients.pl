@@ -42,7 +42,7 @@ banked_webhooks.tls_port = $tls_port
 banked_webhooks.tls_cert_file = '$cert_file'
 banked_webhooks.tls_key_file = '$key_file'
 banked_webhooks.max_connections = 5000
-banked_webhooks.request_timeout = 4s
+banked_webhooks.request_timeout = 15s
 CONF
 $service->register('/hook');
 my $number = 0;
@@ -68,7 +68,7 @@ sub good_ones
 		$longest = $time if $time > $longest;
 	}
 	is($good, $count, "$name: $count good deliveries are stored");
-	ok($longest < 1, '... each in normal time') or diag "longest: $longest s";
+	ok($longest < 5, '... each in normal time') or diag "longest: $longest s";
 	return;
 }
 
@@ -112,9 +112,9 @@ sub good_ones
 	$_->send("X: y\r\n") foreach @headers;
 	$_->send('x') foreach @bodies, @handshakes;
 	good_ones(20, 'slow clients that send a little');
-	ok_until(sub { $service->stat('connections') == 0 }, 'all of them are closed at request_timeout', 10);
+	ok_until(sub { $service->stat('connections') == 0 }, 'all of them are closed at request_timeout');
 	good_ones(20, 'afterwards');
-	my $still_open = grep { !$_->wait_for_end(1) } @headers, @bodies, @handshakes;
+	my $still_open = grep { !$_->wait_for_end } @headers, @bodies, @handshakes;
 	is($still_open, 0, 'every client has noticed');
 	is((grep { length $_->remaining } @headers, @bodies, @handshakes), 0, 'and got no answer');
 	undef @all;
@@ -133,11 +133,12 @@ $service->sql('select pg_reload_conf()');
 {
 	my @held;
 	ok_until(sub {
+		# Those that were too many, or too long here, have been closed.
+		@held = grep { !$_->wait_for_end(0.0001) } @held;
 		push @held, map { $service->connect } 1 .. 40 - @held;
 		return $service->stat('connections') >= 40;
 	}, 'as many connections as may be');
-	is($service->post('/hook', fresh()), 503, 'one more gets 503');
-	$number--;
+	ok_until(sub { $service->post('/hook', fresh()) == 503 }, 'one more gets 503');
 
 	# Far more than that wait in the kernel, and are served when there is room.
 	my $body = fresh();
@@ -154,7 +155,7 @@ $service->check_log;
 $service->node->stop;
 
 # The same delivery 1,000 times at once, over several receivers.
-my $several = BankedWebhooks->new(name => 'several', conf => "banked_webhooks.receivers = 3\nbanked_webhooks.max_connections = 2000\n");
+my $several = BankedWebhooks->new(name => 'several', conf => "banked_webhooks.receivers = 3\nbanked_webhooks.max_connections = 2000\nbanked_webhooks.request_timeout = 100s\n");
 $several->register('/hook');
 ok_until(sub { $several->pids('gateway') == 3 && $several->post('/hook', event('first', 'payment_sent')) == 200 }, 'three receivers serve');
 {
@@ -167,7 +168,7 @@ ok_until(sub { $several->pids('gateway') == 3 && $several->post('/hook', event('
 	is(tally(@statuses), "200: $count", "the same delivery $count times at once: each gets its 200");
 	is($several->sql(q(select count(*), max(revision) from banked.events where event_id = 'same')), '1|0', 'it is stored once');
 	is($several->sql('select count(*) from banked.event_revisions'), 0, '... as no revision');
-	is($several->stat('deliveries', { outcome => 'repetition' }), $count - 1, 'the others were repetitions');
+	ok_until(sub { $several->stat('deliveries', { outcome => 'repetition' }) == $count - 1 }, 'the others were repetitions');
 	ok_until(sub {
 		$several->sql(q(select count(*) from banked.stats() where metric = 'requests_total' and value > 0)) == 3;
 	}, 'all receivers took part');

@@ -48,7 +48,7 @@ sub start_flood
 	return $pid if $pid;
 
 	require POSIX;
-	alarm 60;
+	alarm 300;
 	$SIG{ALRM} = $SIG{TERM} = sub { POSIX::_exit(0) };
 	my @requests = (
 		request('/nowhere', 'x'),
@@ -84,11 +84,10 @@ foreach (1 .. 6)
 }
 cmp_ok($best, '<=', 2, 'the 99th percentile of good deliveries is at most twice what it was');
 
-my $rejected = 0;
-ok_until(sub { $rejected = $service->stat('rejections'); $rejected > 100 }, 'the flood was counted') or diag $rejected;
-ok_until(sub { $service->sql('select coalesce(sum(count), 0) from banked.rejections') > 0 }, 'and recorded');
+ok_until(sub { $service->stat('rejections') > 100 }, 'the flood was counted');
+ok_until(sub { $service->sql('select coalesce(sum(count), 0) from banked.rejections') > 100 }, 'and recorded');
 my ($rows, $counted) = split /\|/, $service->sql('select count(*), sum(count) from banked.rejections');
-cmp_ok($rows, '<', $rejected / 2, 'in fewer rows than there were requests') or diag "$rows rows for $counted requests";
+cmp_ok($rows, '<', $counted / 2, 'in fewer rows than there were requests') or diag "$rows rows for $counted requests";
 is($service->sql('select count(*) from banked.events'), $number + 1, 'nothing of it was stored');
 ok(idle($gateway, $receiver), 'both processes are idle');
 is(($service->pids('gateway'))[0], $gateway, 'the gateway is the same process');

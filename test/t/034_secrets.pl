@@ -23,6 +23,8 @@ log_parameter_max_length = -1
 log_parameter_max_length_on_error = -1
 log_lock_waits = on
 deadlock_timeout = 10ms
+banked_webhooks.store_lock_timeout = 60s
+banked_webhooks.store_timeout = 100s
 CONF
 my $node = $service->node;
 my $payee = 'Jacqueline-de-la-Payee';
@@ -91,9 +93,10 @@ $service->sql('select banked.reprocess(quarantine_id) from banked.quarantine');
 	my $locker = $service->session;
 	$locker->query_safe('begin');
 	$locker->query_safe('lock table banked.events in access exclusive mode');
+	my $mark = $service->log_mark;
 	my $connection = $service->connect;
 	$connection->send(request('/hook', event('locked', 'payment_sent', payee => $payee), key => $keys{rotated}));
-	ok_until(sub { $service->log_since =~ /still waiting for/ }, 'a wait for a lock is logged');
+	ok($service->wait_for_log(qr/still waiting for/, $mark), 'a wait for a lock is logged');
 	$locker->query_safe('rollback');
 	$locker->quit;
 	is(($connection->receive // {})->{status}, 200, 'then it is stored');
