@@ -43,6 +43,12 @@ $SIG{ALRM} = sub { die "this file ran longer than $file_limit seconds\n" };
 $SIG{INT} = $SIG{TERM} = sub { die "interrupted\n" };
 alarm $file_limit;
 
+# What the log may always hold, since autovacuum comes when it likes: it gives
+# way to a command that wants its lock, and to a shutdown.
+our @autovacuum = (
+	qr/ERROR:  (?:\w{5}: )?canceling autovacuum task/,
+	qr/FATAL:  (?:\w{5}: )?terminating autovacuum process due to administrator command/);
+
 # ---------------------------------------------------------------------------
 # Deliveries
 # ---------------------------------------------------------------------------
@@ -230,7 +236,7 @@ sub new
 	my $self = bless {
 		node    => $node,
 		port    => PostgreSQL::Test::Cluster::get_free_port(),
-		allowed => [],
+		allowed => [@autovacuum],
 	}, $class;
 
 	$node->init(extra => [ '--no-sync', '--locale=C', '--encoding=UTF8' ], %{ $options{init} // {} });
@@ -289,7 +295,7 @@ sub new_standby
 	my $standby = bless {
 		node    => $node,
 		port    => PostgreSQL::Test::Cluster::get_free_port(),
-		allowed => [],
+		allowed => [@autovacuum],
 	}, ref $self;
 
 	$self->node->backup("for_$name");

@@ -24,7 +24,6 @@ my $node = $service->node;
 my $port = $service->port;
 my $second_port = PostgreSQL::Test::Cluster::get_free_port();
 $service->allow('database "second" in banked_webhooks.databases does not exist');
-$service->allow('terminating autovacuum process due to administrator command');
 $service->allow('FATAL:  database \d+ does not exist');	# autovacuum's, of one that was just dropped
 
 # One worker belongs to PostgreSQL's logical replication, one to the launcher: none is left.

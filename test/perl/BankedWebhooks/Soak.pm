@@ -127,7 +127,7 @@ sub cycle
 	$self->{fault} = $name;
 	$self->{back} = 0;
 	$self->{prefix} = "c$self->{cycles}";
-	$self->{allowed} = [ @{ $fault->{log} // [] } ];
+	$self->{allowed} = [ @BankedWebhooks::autovacuum, @{ $fault->{log} // [] } ];
 	my $done = eval {
 		$fault->{prepare}->($self) if $fault->{prepare};
 		$self->{load} = $self->start_load;
