@@ -250,11 +250,15 @@ start_gateway(void)
 	gateway_link_greet(receiver.listeners.tls_port != 0);
 }
 
-/* PostgreSQL takes statistics once a second at most; autovacuum must see the last ones of a burst too. */
+/*
+ * PostgreSQL takes statistics once a second at most, by the end of the last
+ * transaction; autovacuum must see the last ones of a burst too.  So those that
+ * were held back are forced out when they are due: no transaction may follow.
+ */
 static void
-report_stats(void)
+report_stats(bool due)
 {
-	long		held_back = pgstat_report_stat(false);
+	long		held_back = pgstat_report_stat(due);
 
 	receiver.stats_at = held_back > 0 ? in_milliseconds(held_back) : DT_NOEND;
 }
@@ -281,7 +285,7 @@ run_batch(Delivery *deliveries, int count)
 	notify_send_collected();
 	if (stored)
 		transaction_clean_session();
-	report_stats();
+	report_stats(false);
 	pgstat_report_activity(STATE_IDLE, NULL);
 }
 
@@ -364,7 +368,7 @@ retry_quarantine(void)
 	MemoryContextSwitchTo(receiver.turn_context);
 	notify_send_collected();
 	transaction_clean_session();
-	report_stats();
+	report_stats(false);
 	pgstat_report_activity(STATE_IDLE, NULL);
 
 	/* Deliveries come first: most of the time is theirs. */
@@ -477,7 +481,7 @@ do_what_is_due(void)
 	if (GetCurrentTimestamp() >= rejection_log_due_at())
 		rejection_log_write();
 	if (GetCurrentTimestamp() >= receiver.stats_at)
-		report_stats();
+		report_stats(true);
 	MemoryContextSwitchTo(receiver.turn_context);
 	return true;
 }
