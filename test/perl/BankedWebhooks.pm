@@ -392,6 +392,16 @@ sub stat
 	return $self->sql("select coalesce(sum(value), 0) from banked.stats() where metric = '$metric' $condition", $database);
 }
 
+# Waits until what was answered is counted: that follows the answer, and a
+# receiver is not idle before.
+sub wait_until_counted
+{
+	my ($self, $database) = @_;
+	my $busy = q(select count(*) from pg_stat_activity where backend_type = 'banked_webhooks receiver' and state <> 'idle');
+	wait_until(sub { $self->sql($busy, $database) == 0 }) or die "a receiver does not become idle\n" . $self->log_tail;
+	return;
+}
+
 # The pids of the processes of one kind: launcher, receiver, gateway.
 sub pids
 {

@@ -34,6 +34,7 @@ sub store_together
 	my ($known, @deliveries) = @_;
 	my $held_back = $known ? event('first', 'payment_sent') : event('blocker-' . ++$blockers, 'payment_sent');
 	my $locker = $service->session;
+	$service->wait_until_counted;
 	my %before = outcomes();
 	my $batches = $service->stat('batches');
 	my (@clients, %became);
@@ -54,7 +55,7 @@ sub store_together
 	$locker->quit;
 	die 'the one that was held back was refused' unless $blocker->receive->{status} == 200;
 	my $statuses = tally(map { $_->receive->{status} } @clients);
-	wait_until(sub { $service->stat('batches') >= $batches + 2 });
+	$service->wait_until_counted;
 	is($service->stat('batches'), $batches + 2, 'one batch');
 	my %after = outcomes();
 	$after{ $known ? 'repetition' : 'stored' }--;
