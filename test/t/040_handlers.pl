@@ -121,7 +121,7 @@ is(attempts('loops1'), 'timeout 57014', 'an endless loop too');
 ok_state('stubborn1', 'dead', 'one that catches its cancellation ends with its process');
 like(attempts('stubborn1'), qr/^timeout/, '... as a timeout');
 $service->allow('terminating background worker "banked_webhooks handler');
-handler(cancelled => q{ perform pg_sleep(300); }, q{max_attempts => 1});
+handler(cancelled => q{ perform pg_sleep(3000); }, q{max_attempts => 1, timeout => '1 h'});
 is(deliver('cancelled1', 'cancelled'), 200, 'a delivery for a handler that is cancelled');
 ok_state('cancelled1', 'running');
 ok_until(sub { $service->sql(q(select pg_cancel_backend(pid) from pg_stat_activity where query like 'running job % of handler "cancelled"')) eq 't' }, 'pg_cancel_backend');
