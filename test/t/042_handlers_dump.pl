@@ -56,7 +56,7 @@ ok_until(sub { $service->sql(q(select string_agg(event_id, ' ' order by event_id
 is($service->sql(q(select count(*) from shop.log)), 0, 'in that database alone');
 
 # The extension goes and comes back: handlers are where they were.
-$service->sql(q{set role shop; select banked.resume_handler('shop'); insert into shop.door values (true); select banked.retry('shop')});
+$service->sql(q{set role shop; insert into shop.door values (true); select banked.resume_handler('shop'); select banked.retry('shop')});
 ok_until(sub { $service->sql('select count(*) from shop.log') == 2 }, 'here too');
 $service->allow('terminating background worker "banked_webhooks handler');
 $service->sql('drop extension banked_webhooks cascade');
