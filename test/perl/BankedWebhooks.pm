@@ -464,6 +464,16 @@ sub wait_for_port
 	return;
 }
 
+# Waits until every one of several gateways knows the path: until so many
+# requests without a signature in a row, which any of them may get, are refused for that.
+sub wait_for_path
+{
+	my ($self, $path, $receivers) = @_;
+	my $known = sub { $self->post($path, 'x', signature => undef) == 400 };
+	wait_until(sub { !grep { !$known->() } 1 .. 16 * $receivers }) or die "path \"$path\" is not known\n" . $self->log_tail;
+	return;
+}
+
 sub wait_for_port_closed
 {
 	my ($self, $port) = @_;

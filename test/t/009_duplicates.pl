@@ -17,6 +17,7 @@ CONF
 my $port = $service->port;
 $service->register('/hook');
 ok_until(sub { $service->pids('receiver') == 2 && $service->pids('gateway') == 2 }, 'two receivers');
+$service->wait_for_path('/hook', 2);
 ok_until(sub { tally(map { $service->post('/hook', event('first', 'payment_sent')) } 1 .. 8) eq '200: 8' }, 'both serve');
 
 srand 20240229;

@@ -157,7 +157,9 @@ $service->node->stop;
 # The same delivery 1,000 times at once, over several receivers.
 my $several = BankedWebhooks->new(name => 'several', conf => "banked_webhooks.receivers = 3\nbanked_webhooks.max_connections = 2000\nbanked_webhooks.request_timeout = 100s\n");
 $several->register('/hook');
-ok_until(sub { $several->pids('gateway') == 3 && $several->post('/hook', event('first', 'payment_sent')) == 200 }, 'three receivers serve');
+ok_until(sub { $several->pids('gateway') == 3 }, 'three gateways');
+$several->wait_for_path('/hook', 3);
+ok_until(sub { $several->post('/hook', event('first', 'payment_sent')) == 200 }, 'three receivers serve');
 {
 	my $request = request('/hook', event('same', 'payment_sent'));
 	my $count = 2 * $EACH;

@@ -49,7 +49,7 @@ sub deliver
 }
 
 ok_until(sub { deliver('first') == 200 }, 'served');
-is(deliver('first', path => '/file', key => $keys{file}), 200, 'under the key of a file');
+ok_until(sub { deliver('first', path => '/file', key => $keys{file}) == 200 }, 'under the key of a file');
 secret('rotated', q(select signing_key from banked.rotate_signing_key('/hook')));
 ok_until(sub { deliver('rotated', key => $keys{rotated}) == 200 }, 'under a rotated key');
 is(deliver('old', key => $keys{registered}), 200, 'and the old one');

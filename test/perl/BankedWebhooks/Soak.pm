@@ -77,6 +77,7 @@ sub begin_service
 		init => $options{init} // {});
 	$service->{receivers} = $receivers;
 	$service->register('/hook');
+	$service->wait_for_path('/hook', $receivers);
 	$self->adopt($service);
 	return $service;
 }
