@@ -41,6 +41,7 @@ note_at_exit(int code, Datum arg)
 		memcpy(unstoppable->noted[unstoppable->next].body_sha256, watched_sha256, SIGNATURE_SIZE);
 		unstoppable->noted[unstoppable->next].noted_at = GetCurrentTimestamp();
 		unstoppable->next = (unstoppable->next + 1) % MAX_UNSTOPPABLE;
+		unstoppable->sought_until = 0;
 	}
 	else
 		unstoppable->sought_until = GetCurrentTimestamp() + SOUGHT_FOR;
