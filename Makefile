@@ -61,7 +61,7 @@ OBJS = \
 	src/receiver/batch.o src/receiver/delivery.o src/receiver/direct.o src/receiver/endpoint_cache.o \
 	src/receiver/event_rows.o src/receiver/event_store.o src/receiver/examine.o src/receiver/failure.o src/receiver/gateway_link.o src/receiver/gateway_process.o \
 	src/receiver/listeners.o src/receiver/notify.o src/receiver/payload.o src/receiver/payload_limits.o src/receiver/quarantine.o src/receiver/receiver.o \
-	src/receiver/rejection_log.o src/receiver/service.o src/receiver/statements.o src/receiver/stored_rows.o src/receiver/tls_files.o src/receiver/transaction.o src/receiver/unstoppable.o
+	src/receiver/rejection_log.o src/receiver/service.o src/receiver/statements.o src/receiver/stored_rows.o src/receiver/table_cache.o src/receiver/tls_files.o src/receiver/transaction.o src/receiver/unstoppable.o
 
 # The gateway is a program of its own: nothing of the server is linked into
 # it, and its objects are not the module's (which are position-independent

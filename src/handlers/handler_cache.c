@@ -8,13 +8,12 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "utils/builtins.h"
-#include "utils/inval.h"
 #include "utils/memutils.h"
 
 #include "handler_cache.h"
 #include "receiver/statements.h"
+#include "receiver/table_cache.h"
 
 static Statement read_handlers = {
 	.sql = "SELECT handler, role_id, function, state = 'active', events, endpoint_id, "
@@ -25,22 +24,10 @@ static Statement read_handlers = {
 static MemoryContext cache_context = NULL;	/* null until the first reading */
 static Handler *handlers = NULL;
 static int	handler_count = 0;
-static bool current = false;
-static bool invalidated = false;	/* while the table is being read */
-static uint64 version = 0;
-static bool callback_registered = false;
-static Oid	handlers_relation = InvalidOid;
 
-static void
-relation_invalidated(Datum arg, Oid relation)
-{
-	if (relation == InvalidOid || relation == handlers_relation ||
-		!OidIsValid(handlers_relation))
-	{
-		current = false;
-		invalidated = true;
-	}
-}
+static void reload(void);
+
+static TableCache cache = {.table = "handlers", .reload = reload};
 
 static void
 fill_handler(Handler *handler, int row)
@@ -67,16 +54,28 @@ fill_handler(Handler *handler, int row)
 	handler->batch = DatumGetInt32(statements_result(row, 12, &isnull));
 }
 
-/* Reads the table, if it exists: before the first endpoint, and after DROP EXTENSION, it does not. */
 static void
-load(void)
+forget_everything(void)
+{
+	handlers = NULL;
+	handler_count = 0;
+	if (cache_context != NULL)
+		MemoryContextReset(cache_context);
+	else
+		cache_context = AllocSetContextCreate(CacheMemoryContext, "banked_webhooks handlers",
+											  ALLOCSET_SMALL_SIZES);
+}
+
+/* The table does not exist before the first endpoint, nor is it of use after DROP EXTENSION. */
+static void
+reload(void)
 {
 	Identity	before;
 	MemoryContext old;
 	int			count;
 
-	handlers_relation = statements_relation("handlers");
-	if (!OidIsValid(handlers_relation) || !statements_extension_exists())
+	forget_everything();
+	if (!OidIsValid(cache.relation) || !statements_extension_exists())
 		return;
 
 	SPI_connect();
@@ -96,42 +95,19 @@ load(void)
 void
 handler_cache_refresh(void)
 {
-	if (!callback_registered)
-	{
-		CacheRegisterRelcacheCallback(relation_invalidated, (Datum) 0);
-		callback_registered = true;
-	}
-	/* A transaction that holds its locks already accepts none by itself. */
-	AcceptInvalidationMessages();
-	if (current)
-		return;
-
-	/* An error below leaves the cache marked as not current. */
-	handlers = NULL;
-	handler_count = 0;
-	if (cache_context != NULL)
-		MemoryContextReset(cache_context);
-	else
-		cache_context = AllocSetContextCreate(CacheMemoryContext, "banked_webhooks handlers",
-											  ALLOCSET_SMALL_SIZES);
-	invalidated = false;
-	load();
-	/* What an old snapshot shows is good for this transaction alone. */
-	current = !invalidated && !IsolationUsesXactSnapshot();
-	version++;
+	table_cache_refresh(&cache);
 }
 
 bool
 handler_cache_is_current(void)
 {
-	AcceptInvalidationMessages();
-	return current;
+	return table_cache_is_current(&cache);
 }
 
 uint64
 handler_cache_version(void)
 {
-	return version;
+	return cache.version;
 }
 
 const Handler *
@@ -155,8 +131,5 @@ handler_cache_find(const char *name)
 void
 handler_cache_invalidate(void)
 {
-	Oid			relation = statements_relation("handlers");
-
-	if (OidIsValid(relation))
-		CacheInvalidateRelcacheByRelid(relation);
+	table_cache_invalidate(&cache);
 }

@@ -16,10 +16,8 @@
 
 #include <openssl/crypto.h>
 
-#include "access/xact.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
-#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -28,6 +26,7 @@
 #include "secrets.h"
 #include "settings.h"
 #include "statements.h"
+#include "table_cache.h"
 
 /* Constraints that forbid nulls may have been dropped: a null must do no harm. */
 static Statement read_endpoints = {
@@ -45,23 +44,11 @@ static Statement read_keys = {
 
 static MemoryContext cache_context = NULL;	/* null until the first reading */
 static HTAB *endpoints = NULL;
-static bool current = false;
-static bool invalidated = false;	/* while the tables are being read */
 static bool has_unreadable_keys = false;
-static uint64 version = 0;
-static bool callback_registered = false;
-static Oid	endpoints_relation = InvalidOid;
 
-static void
-relation_invalidated(Datum arg, Oid relation)
-{
-	if (relation == InvalidOid || relation == endpoints_relation ||
-		!OidIsValid(endpoints_relation))
-	{
-		current = false;
-		invalidated = true;
-	}
-}
+static void reload(void);
+
+static TableCache cache = {.table = "endpoints", .reload = reload};
 
 static void
 forget_everything(void)
@@ -215,19 +202,20 @@ load_keys(void)
  * and nobody must be told that there is no such path.
  */
 static void
-load(void)
+reload(void)
 {
 	Identity	before;
 	HASHCTL		control = {0};
 
+	forget_everything();
+	has_unreadable_keys = false;
 	control.keysize = FRAME_MAX_PATH + 1;
 	control.entrysize = sizeof(Endpoint);
 	control.hcxt = cache_context;
 	endpoints = hash_create("banked_webhooks endpoints", 64, &control,
 							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 
-	endpoints_relation = statements_relation("endpoints");
-	if (!OidIsValid(endpoints_relation))
+	if (!OidIsValid(cache.relation))
 		return;
 
 	SPI_connect();
@@ -242,44 +230,26 @@ load(void)
 void
 endpoint_cache_refresh(void)
 {
-	if (!callback_registered)
-	{
-		CacheRegisterRelcacheCallback(relation_invalidated, (Datum) 0);
-		callback_registered = true;
-	}
-	/* A transaction that holds its locks already accepts none by itself. */
-	AcceptInvalidationMessages();
-	if (current)
-		return;
-
-	/* An error below leaves the cache marked as not current. */
-	forget_everything();
-	invalidated = false;
-	has_unreadable_keys = false;
-	load();
-	/* What an old snapshot shows is good for this transaction alone. */
-	current = !invalidated && !IsolationUsesXactSnapshot();
-	version++;
+	table_cache_refresh(&cache);
 }
 
 bool
 endpoint_cache_is_current(void)
 {
-	AcceptInvalidationMessages();
-	return current;
+	return table_cache_is_current(&cache);
 }
 
 void
 endpoint_cache_retry_unreadable(void)
 {
 	if (has_unreadable_keys)
-		current = false;
+		cache.current = false;
 }
 
 uint64
 endpoint_cache_version(void)
 {
-	return version;
+	return cache.version;
 }
 
 const Endpoint *
@@ -377,8 +347,5 @@ endpoint_cache_paths(Size *count)
 void
 endpoint_cache_invalidate(void)
 {
-	Oid			relation = statements_relation("endpoints");
-
-	if (OidIsValid(relation))
-		CacheInvalidateRelcacheByRelid(relation);
+	table_cache_invalidate(&cache);
 }
