@@ -101,6 +101,25 @@ counters_wake_launcher(void)
 }
 
 void
+counters_tell_launcher(void)
+{
+	LWLockAcquire(shared_state->lock, LW_SHARED);
+	counters_wake_launcher();
+	LWLockRelease(shared_state->lock);
+}
+
+bool
+counters_database_is_served(Oid database)
+{
+	for (int i = 0; i < MAX_SLOTS; i++)
+	{
+		if (shared_state->slots[i].used && shared_state->slots[i].database == database)
+			return true;
+	}
+	return false;
+}
+
+void
 counters_wake_receivers(Oid database)
 {
 	for (int i = 0; i < MAX_SLOTS; i++)

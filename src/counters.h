@@ -166,6 +166,12 @@ extern void counters_init(void);
 /* Wakes the launcher, if one runs; caller holds shared_state->lock in any mode. */
 extern void counters_wake_launcher(void);
 
+/* The same for callers that do not hold the lock. */
+extern void counters_tell_launcher(void);
+
+/* Has a database receivers, or will it have some?  Caller holds shared_state->lock in any mode. */
+extern bool counters_database_is_served(Oid database);
+
 /* Wakes all receivers of a database; caller holds shared_state->lock in any mode. */
 extern void counters_wake_receivers(Oid database);
 

@@ -98,11 +98,7 @@ banked_webhooks_sign(PG_FUNCTION_ARGS)
 {
 	bytea	   *body = PG_GETARG_BYTEA_PP(0);
 	TimestampTz at = PG_GETARG_TIMESTAMPTZ(2);
-	char		header[SIGNATURE_HEADER_SIZE];
 	char		timestamp[24];
-	uint8		digest[SIGNATURE_SIZE];
-	SignatureKey *key;
-	bool		done;
 	int64		seconds;
 
 	if (TIMESTAMP_NOT_FINITE(at))
@@ -117,14 +113,7 @@ banked_webhooks_sign(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("the time of a signature must not be before 1970 or after 33658")));
 
-	key = key_from_text(PG_GETARG_TEXT_PP(1));
-	done = signature_compute(key, timestamp, strlen(timestamp), VARDATA_ANY(body),
-							 VARSIZE_ANY_EXHDR(body), digest);
-	signature_key_free(key);
-	if (!done)
-		elog(ERROR, "could not compute a signature");
-	(void) signature_format(seconds, digest, header);
-	PG_RETURN_TEXT_P(cstring_to_text(header));
+	PG_RETURN_TEXT_P(secret_sign(key_from_text(PG_GETARG_TEXT_PP(1)), seconds, body));
 }
 
 /* verify_signature(header text, body bytea, signing_key text) -> boolean */

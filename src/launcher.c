@@ -47,7 +47,6 @@
 #include "launcher.h"
 #include "settings.h"
 
-
 /* A receiver that ran this long is started again at once, in milliseconds. */
 #define SETTLED_AFTER 5000
 #define FIRST_RESTART_DELAY 250

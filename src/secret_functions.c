@@ -167,27 +167,32 @@ open_signing_key(const char *context, const bytea *blob)
 	return key_or_fail(key);
 }
 
+text *
+secret_sign(SignatureKey *key, int64 seconds, const bytea *body)
+{
+	char		timestamp[24];
+	char		header[SIGNATURE_HEADER_SIZE];
+	uint8		digest[SIGNATURE_SIZE];
+	bool		done;
+
+	snprintf(timestamp, sizeof(timestamp), INT64_FORMAT, seconds);
+	done = signature_compute(key, timestamp, strlen(timestamp), VARDATA_ANY(body),
+							 VARSIZE_ANY_EXHDR(body), digest);
+	signature_key_free(key);
+	if (!done)
+		elog(ERROR, "could not compute a signature");
+	(void) signature_format(seconds, digest, header);
+	return cstring_to_text(header);
+}
+
 /* _sign_with(secret bytea, context text, body bytea, at bigint) -> text: the header */
 Datum
 banked_webhooks_sign_with(PG_FUNCTION_ARGS)
 {
 	bytea	   *body = PG_GETARG_BYTEA_PP(2);
-	int64		seconds = PG_GETARG_INT64(3);
-	char		timestamp[24];
-	char		header[SIGNATURE_HEADER_SIZE];
-	uint8		digest[SIGNATURE_SIZE];
-	SignatureKey *key;
-	bool		done;
+	SignatureKey *key = open_signing_key(text_to_cstring(PG_GETARG_TEXT_PP(1)), PG_GETARG_BYTEA_PP(0));
 
-	snprintf(timestamp, sizeof(timestamp), INT64_FORMAT, seconds);
-	key = open_signing_key(text_to_cstring(PG_GETARG_TEXT_PP(1)), PG_GETARG_BYTEA_PP(0));
-	done = signature_compute(key, timestamp, strlen(timestamp),
-							 VARDATA_ANY(body), VARSIZE_ANY_EXHDR(body), digest);
-	signature_key_free(key);
-	if (!done)
-		elog(ERROR, "could not compute a signature");
-	(void) signature_format(seconds, digest, header);
-	PG_RETURN_TEXT_P(cstring_to_text(header));
+	PG_RETURN_TEXT_P(secret_sign(key, PG_GETARG_INT64(3), body));
 }
 
 /* _verify_with(secret bytea, context text, header text, body bytea) -> boolean */

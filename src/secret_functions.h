@@ -21,4 +21,7 @@ extern Size secret_open_or_fail(const char *context, const bytea *blob, uint8 *b
 /* A signing key, prepared for use; raises 53200 when memory is short or OpenSSL fails. */
 extern SignatureKey *secret_prepare_signing_key(const void *bytes, Size length);
 
+/* The header for a body at a Unix time; frees the key.  Raises XX000 when OpenSSL fails. */
+extern text *secret_sign(SignatureKey *key, int64 seconds, const bytea *body);
+
 #endif							/* BW_SECRET_FUNCTIONS_H */

@@ -150,17 +150,6 @@ database_has_receivers(Oid database)
 	return false;
 }
 
-static bool
-database_is_served(Oid database)
-{
-	for (int i = 0; i < MAX_SLOTS; i++)
-	{
-		if (shared_state->slots[i].used && shared_state->slots[i].database == database)
-			return true;
-	}
-	return false;
-}
-
 /* Takes a free hold on a served database; returns false when there is nothing to hold. */
 static bool
 take_hold(Oid database, bool handlers_only)
@@ -172,7 +161,7 @@ take_hold(Oid database, bool handlers_only)
 	}
 
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	if (database_is_served(database) && my_hold == NULL)
+	if (counters_database_is_served(database) && my_hold == NULL)
 	{
 		for (int i = 0; i < MAX_HOLDS && my_hold == NULL; i++)
 		{

@@ -54,18 +54,6 @@ step_at(TimestampTz time)
 		next_step = time;
 }
 
-/* Is there a scheduler, or will there be one?  Caller holds shared_state->lock. */
-static bool
-database_is_served(Oid database)
-{
-	for (int i = 0; i < MAX_SLOTS; i++)
-	{
-		if (shared_state->slots[i].used && shared_state->slots[i].database == database)
-			return true;
-	}
-	return false;
-}
-
 /* May handlers of the database run?  Caller holds shared_state->lock. */
 static bool
 database_is_open(Oid database)
@@ -111,12 +99,12 @@ find_databases(Databases *databases)
 	for (int i = 0; i < MAX_HANDLERS; i++)
 	{
 		databases->entries_open[i] = OidIsValid(entry_databases[i]) && database_is_open(entry_databases[i]);
-		databases->entries_served[i] = OidIsValid(entry_databases[i]) && database_is_served(entry_databases[i]);
+		databases->entries_served[i] = OidIsValid(entry_databases[i]) && counters_database_is_served(entry_databases[i]);
 	}
 	for (int i = 0; i < MAX_HANDLER_WORKERS; i++)
 	{
 		databases->workers_open[i] = OidIsValid(worker_databases[i]) && database_is_open(worker_databases[i]);
-		databases->workers_served[i] = OidIsValid(worker_databases[i]) && database_is_served(worker_databases[i]);
+		databases->workers_served[i] = OidIsValid(worker_databases[i]) && counters_database_is_served(worker_databases[i]);
 	}
 	LWLockRelease(shared_state->lock);
 }

@@ -3,8 +3,8 @@
  *	  The handlers of this database, as of the current transaction.
  *
  * Every event that is stored is held against all handlers, so each session
- * that stores events keeps them in memory.  They are read anew as endpoints are
- * (endpoint_cache.c): a trigger sends a relcache invalidation of banked.handlers.
+ * that stores events keeps them in memory, and follows the table as it follows
+ * that of the endpoints (receiver/table_cache.c).
  */
 #include "postgres.h"
 

@@ -19,18 +19,15 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/json.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
@@ -38,6 +35,7 @@
 #include "receiver/endpoint_cache.h"
 #include "receiver/notify.h"
 #include "receiver/statements.h"
+#include "receiver/transaction.h"
 #include "watch.h"
 
 /* What is kept of each text of an error, in bytes. */
@@ -169,12 +167,7 @@ static Statement release = {
 void
 job_queue_begin(bool own)
 {
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	XactIsoLevel = XACT_READ_COMMITTED;
-	XactReadOnly = false;
-	XactDeferrable = false;
-	PushActiveSnapshot(GetTransactionSnapshot());
+	transaction_begin();
 	if (own)
 	{
 		(void) set_config_option("synchronous_commit", "local", PGC_USERSET, PGC_S_SESSION,
@@ -187,14 +180,7 @@ job_queue_begin(bool own)
 void
 job_queue_commit(void)
 {
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-}
-
-static void
-set_for_statement(const char *name, const char *value)
-{
-	(void) set_config_option(name, value, PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	transaction_end();
 }
 
 /* Rises to the owner, with nothing but index scans allowed. */
@@ -203,12 +189,11 @@ begin_statement(Identity *before)
 {
 	SPI_connect();
 	statements_become_owner(before);
-	set_for_statement("enable_seqscan", "off");
-	set_for_statement("enable_bitmapscan", "off");
-	set_for_statement("enable_hashjoin", "off");
-	set_for_statement("enable_mergejoin", "off");
-	set_for_statement("enable_sort", "off");
-	set_for_statement("jit", "off");
+	statements_set("enable_seqscan", "off");
+	statements_set("enable_bitmapscan", "off");
+	statements_set("enable_hashjoin", "off");
+	statements_set("enable_mergejoin", "off");
+	statements_set("enable_sort", "off");
 }
 
 static void
@@ -437,7 +422,7 @@ set_text(Datum *values, char *nulls, int argument, const char *text)
 {
 	nulls[argument] = text == NULL ? 'n' : ' ';
 	if (text != NULL)
-		values[argument] = PointerGetDatum(cstring_to_text_with_len(text, pg_mbcliplen(text, strlen(text), ERROR_TEXT_SIZE)));
+		values[argument] = statements_clipped_text(text, ERROR_TEXT_SIZE);
 }
 
 bool

@@ -135,9 +135,5 @@ pool_wake(const char *name, int count)
 	LWLockRelease(pool_state->lock);
 
 	if (launch)
-	{
-		LWLockAcquire(shared_state->lock, LW_SHARED);
-		counters_wake_launcher();
-		LWLockRelease(shared_state->lock);
-	}
+		counters_tell_launcher();
 }

@@ -16,17 +16,14 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
-#include "commands/prepare.h"
 #include "commands/sequence.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
-#include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/portal.h"
 #include "utils/rel.h"
 #include "utils/resowner.h"
 #include "utils/timeout.h"
@@ -34,6 +31,7 @@
 
 #include "pool.h"
 #include "receiver/statements.h"
+#include "receiver/transaction.h"
 #include "runner.h"
 
 /* How long a function that catches its cancellation is tolerated: so many further seconds. */
@@ -146,10 +144,7 @@ static void
 clean_session(void)
 {
 	SetConfigOption("role", "none", PGC_USERSET, PGC_S_SESSION);
-	ResetAllOptions();
-	LockReleaseAll(USER_LOCKMETHOD, true);
-	DropAllPreparedStatements();
-	PortalHashTableDeleteAll();
+	transaction_clean_session();
 	ResetSequenceCaches();
 	if (temp_used)
 	{
@@ -319,7 +314,7 @@ describe_failure(JobFailure *failure, const ErrorData *error, int cancels_before
 }
 
 static void
-count_failure(const char *reason, bool dead)
+count_failure(bool dead)
 {
 	HandlerEntry *entry = &pool_state->entries[my_worker->entry];
 
@@ -339,7 +334,7 @@ record_failure(const Job *job, const JobFailure *failure)
 	job_queue_begin(true);
 	dead = job_queue_fail(job->job_id, job->attempts, failure);
 	job_queue_commit();
-	count_failure(failure->reason, dead);
+	count_failure(dead);
 	runner.limit = 1;
 	if (dead)
 		ereport(LOG,

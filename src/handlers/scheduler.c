@@ -200,9 +200,7 @@ publish_all(const PublishedHandler *publications, int count)
 				 errdetail("All databases of a server together can have %d handlers.", MAX_HANDLERS)));
 	reported_no_entry = unpublished > 0;
 
-	LWLockAcquire(shared_state->lock, LW_SHARED);
-	counters_wake_launcher();
-	LWLockRelease(shared_state->lock);
+	counters_tell_launcher();
 }
 
 /* What cannot run is paused, with the reason; without its role its jobs are dead. */
@@ -415,9 +413,7 @@ free_settled(void)
 	wake_workers();
 	LWLockRelease(pool_state->lock);
 
-	LWLockAcquire(shared_state->lock, LW_SHARED);
-	counters_wake_launcher();
-	LWLockRelease(shared_state->lock);
+	counters_tell_launcher();
 }
 
 /* Is the postmaster about to end?  Then whoever ended was made to. */

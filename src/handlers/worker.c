@@ -72,9 +72,7 @@ worker_exit(int code, Datum arg)
 	my_worker->idle = false;
 	LWLockRelease(pool_state->lock);
 
-	LWLockAcquire(shared_state->lock, LW_SHARED);
-	counters_wake_launcher();
-	LWLockRelease(shared_state->lock);
+	counters_tell_launcher();
 }
 
 /* SIGTERM: shutdown, pg_terminate_backend, or the launcher. */
@@ -221,11 +219,7 @@ note_backlog(bool backlog)
 	LWLockRelease(pool_state->lock);
 	state.had_backlog = backlog;
 	if (wake)
-	{
-		LWLockAcquire(shared_state->lock, LW_SHARED);
-		counters_wake_launcher();
-		LWLockRelease(shared_state->lock);
-	}
+		counters_tell_launcher();
 }
 
 static int
@@ -353,11 +347,7 @@ become_idle(void)
 	}
 	LWLockRelease(pool_state->lock);
 	if (wanted)
-	{
-		LWLockAcquire(shared_state->lock, LW_SHARED);
-		counters_wake_launcher();
-		LWLockRelease(shared_state->lock);
-	}
+		counters_tell_launcher();
 	return idle;
 }
 

@@ -75,6 +75,15 @@ resolve_known(Delivery *delivery, StoredRow *rows)
 	return rows;
 }
 
+/* By arrival; two of one time by their places in memory, so that the order is always the same. */
+static int
+compare_times(const Delivery *left, const Delivery *right)
+{
+	if (left->received_at != right->received_at)
+		return left->received_at < right->received_at ? -1 : 1;
+	return left < right ? -1 : left > right;
+}
+
 static int
 compare_arrivals(const void *a, const void *b)
 {
@@ -82,11 +91,7 @@ compare_arrivals(const void *a, const void *b)
 	const Delivery *right = *(Delivery *const *) b;
 	int			result = strcmp(left->event_id, right->event_id);
 
-	if (result == 0)
-		result = left->received_at < right->received_at ? -1 : left->received_at > right->received_at;
-	if (result == 0)
-		result = left < right ? -1 : left > right;
-	return result;
+	return result != 0 ? result : compare_times(left, right);
 }
 
 /*
@@ -132,11 +137,7 @@ compare_identities(const void *a, const void *b)
 
 	if (result == 0)
 		result = strcmp(left->event_type, right->event_type);
-	if (result == 0)
-		result = left->received_at < right->received_at ? -1 : left->received_at > right->received_at;
-	if (result == 0)
-		result = left < right ? -1 : left > right;
-	return result;
+	return result != 0 ? result : compare_times(left, right);
 }
 
 /* One of some deliveries of the same identity that has the same bytes and signature, or null. */

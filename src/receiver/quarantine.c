@@ -9,7 +9,6 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
-#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -92,19 +91,6 @@ null_flag(bool isnull)
 	return isnull ? 'n' : ' ';
 }
 
-/* As much of a message as is kept; meaningless when it is null. */
-static Datum
-message_datum(const char *message)
-{
-	int			length;
-
-	if (message == NULL)
-		return (Datum) 0;
-	length = strlen(message);
-	return PointerGetDatum(cstring_to_text_with_len(message,
-													pg_mbcliplen(message, length, MAX_MESSAGE)));
-}
-
 void
 quarantine_put(Delivery *delivery)
 {
@@ -130,7 +116,8 @@ quarantine_put(Delivery *delivery)
 		nulls[8] = null_flag(sqlstate == NULL);
 		values[8] = sqlstate == NULL ? (Datum) 0 : CStringGetTextDatum(sqlstate);
 		nulls[9] = null_flag(delivery->message == NULL);
-		values[9] = message_datum(delivery->message);
+		values[9] = delivery->message == NULL ? (Datum) 0 :
+			statements_clipped_text(delivery->message, MAX_MESSAGE);
 		(void) statements_run(&insert_quarantine, values, nulls, 0);
 	}
 	else
@@ -140,7 +127,8 @@ quarantine_put(Delivery *delivery)
 		nulls[2] = null_flag(sqlstate == NULL);
 		values[2] = sqlstate == NULL ? (Datum) 0 : CStringGetTextDatum(sqlstate);
 		nulls[3] = null_flag(delivery->message == NULL);
-		values[3] = message_datum(delivery->message);
+		values[3] = delivery->message == NULL ? (Datum) 0 :
+			statements_clipped_text(delivery->message, MAX_MESSAGE);
 		(void) statements_run(&update_quarantine, values, nulls, 0);
 	}
 	statements_restore(&before);

@@ -23,6 +23,7 @@
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/array.h"
@@ -144,14 +145,18 @@ become(Identity *before, Oid role, int restriction)
 }
 
 void
+statements_set(const char *name, const char *value)
+{
+	(void) set_config_option(name, value, PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+}
+
+void
 statements_become_owner(Identity *before)
 {
 	become(before, extension_owner(), 0);
-	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
+	statements_set("search_path", "pg_catalog, pg_temp");
 	/* Where statistics lag, an estimate may be high enough to compile a statement that finds one row. */
-	(void) set_config_option("jit", "off", PGC_SUSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
+	statements_set("jit", "off");
 }
 
 void
@@ -192,6 +197,12 @@ statements_describe_rows(const StatementColumn *columns, int count)
 		TupleDescInitEntry(descriptor, i + 1, columns[i].name, columns[i].type, -1, 0);
 	MemoryContextSwitchTo(old);
 	return descriptor;
+}
+
+Datum
+statements_clipped_text(const char *text, int size)
+{
+	return PointerGetDatum(cstring_to_text_with_len(text, pg_mbcliplen(text, strlen(text), size)));
 }
 
 Datum

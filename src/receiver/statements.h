@@ -62,6 +62,9 @@ extern void statements_become_owner(Identity *before);
  */
 extern void statements_become_worker(Identity *before);
 
+/* Sets a setting until statements_restore, or the end of another level of settings. */
+extern void statements_set(const char *name, const char *value);
+
 /* Goes back to what was before. */
 extern void statements_restore(const Identity *before);
 
@@ -74,6 +77,9 @@ typedef struct StatementColumn
 
 /* The descriptor of such rows, which lives as long as the session. */
 extern TupleDesc statements_describe_rows(const StatementColumn *columns, int count);
+
+/* A text of at most so many bytes of another one, palloc'ed. */
+extern Datum statements_clipped_text(const char *text, int size);
 
 /* A bytea of some bytes, palloc'ed. */
 extern Datum statements_bytes(const void *bytes, Size length);

@@ -72,12 +72,6 @@ stored_row_from_result(uint64 row)
 	return stored;
 }
 
-static void
-set_for_statement(const char *name, const char *value)
-{
-	(void) set_config_option(name, value, PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-}
-
 /*
  * Looks up the stored rows of the event_ids of deliveries that are sorted by
  * it: an array of lists, palloc'ed, with the list of an event_id at its first
@@ -108,10 +102,10 @@ stored_rows_find(Delivery **deliveries, int count)
 	 * do, and compiling would cost a hundred times the look-up.
 	 */
 	level = NewGUCNestLevel();
-	set_for_statement("enable_seqscan", "off");
-	set_for_statement("enable_hashjoin", "off");
-	set_for_statement("enable_mergejoin", "off");
-	set_for_statement("jit", "off");
+	statements_set("enable_seqscan", "off");
+	statements_set("enable_hashjoin", "off");
+	statements_set("enable_mergejoin", "off");
+	statements_set("jit", "off");
 	(void) statements_run(&find_stored, NULL, NULL, 0);
 	AtEOXact_GUC(false, level);
 	tuplestore_end(store);

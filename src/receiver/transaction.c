@@ -163,9 +163,8 @@ transaction_was_cut_short(int signals_before)
 		(signals != signals_before || ProcDiePending);
 }
 
-/* Read committed and read-write, whatever the defaults are. */
-static void
-begin_transaction(void)
+void
+transaction_begin(void)
 {
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -176,8 +175,8 @@ begin_transaction(void)
 	PushActiveSnapshot(GetTransactionSnapshot());	/* SPI insists on one */
 }
 
-static void
-end_transaction(void)
+void
+transaction_end(void)
 {
 	PopActiveSnapshot();
 	CommitTransactionCommand();
@@ -214,7 +213,7 @@ commit(TransactionUse use)
 {
 	TimestampTz start = GetCurrentTimestamp();
 
-	end_transaction();
+	transaction_end();
 	if (use == TRANSACTION_DELIVERIES)
 	{
 		COUNT(commits, 1);
@@ -272,7 +271,7 @@ transaction_run(TransactionUse use, const TransactionLimits *limits,
 			/* A deferred trigger of the transaction before may have left settings. */
 			if (serves_deliveries)
 				ResetAllOptions();
-			begin_transaction();
+			transaction_begin();
 		}
 		set_lock_timeout(limits->lock_timeout);
 		start_timer(limits->timeout);
@@ -309,7 +308,7 @@ transaction_finish(void)
 
 	left_open = false;
 	stop_timer();
-	end_transaction();
+	transaction_end();
 	MemoryContextSwitchTo(context);
 }
 

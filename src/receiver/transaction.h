@@ -20,6 +20,12 @@ extern void transaction_init(void);
 /* What can be done only after the connection. */
 extern void transaction_init_session(void);
 
+/* Begins a transaction, read committed and read-write whatever the defaults are, with a snapshot. */
+extern void transaction_begin(void);
+
+/* Commits what transaction_begin has begun. */
+extern void transaction_end(void);
+
 typedef enum TransactionUse
 {
 	TRANSACTION_LEFT_OPEN,		/* stays open: the next one goes on in it */
