@@ -34,6 +34,7 @@ static uint64 sent_paths;		/* version of the endpoint cache */
 static TimestampTz last_received_at = 0;
 static Delivery *deliveries = NULL; /* room for max_batch of them */
 static int	delivery_room = 0;
+static bool has_more = false;	/* what was read holds frames that were not taken */
 
 /* Makes room for max_batch deliveries. */
 static void
@@ -100,6 +101,7 @@ gateway_link_send_tls(void)
 void
 gateway_link_greet(bool with_tls)
 {
+	has_more = false;
 	send_config();
 	if (with_tls)
 		gateway_link_send_tls();
@@ -213,7 +215,7 @@ take_status(const StatusFrame *status)
 
 /* Takes one frame; false when it is not one that a gateway sends. */
 static bool
-take_frame(const Frame *frame, int *delivery_count, Size *delivery_bytes, TimestampTz now)
+take_frame(const Frame *frame, int *delivery_count, TimestampTz now)
 {
 	DeliveryFrame delivery;
 	RejectionFrame rejection;
@@ -229,7 +231,6 @@ take_frame(const Frame *frame, int *delivery_count, Size *delivery_bytes, Timest
 			if (!frame_get_delivery(frame, &delivery))
 				return false;
 			add_delivery((*delivery_count)++, &delivery, now);
-			*delivery_bytes += delivery.body_length;
 			return true;
 		case FRAME_STATUS:
 			if (!frame_get_status(frame, &status))
@@ -262,17 +263,28 @@ gateway_link_read(void)
 	}
 }
 
+Size
+gateway_link_waiting(void)
+{
+	return frame_buffer_length(&gateway->in);
+}
+
 bool
-gateway_link_take(Delivery **batch, int *count)
+gateway_link_take(Size size, int min_count, Delivery **batch, int *count)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	Size		bytes = 0;
+	Size		waiting = gateway_link_waiting();
 	Frame		frame;
 
 	*batch = deliveries;
 	*count = 0;
-	while (*count < delivery_room && bytes < (Size) bw_max_batch_size * 1024)
+	has_more = false;
+	while (*count < delivery_room)
 	{
+		Size		taken = waiting - gateway_link_waiting();
+
+		if (taken >= (Size) bw_max_batch_size * 1024 || (taken >= size && *count >= min_count))
+			break;
 		switch (frame_next(&gateway->in, &frame))
 		{
 			case FRAME_INCOMPLETE:
@@ -281,12 +293,19 @@ gateway_link_take(Delivery **batch, int *count)
 				return false;
 			case FRAME_COMPLETE:
 				gateway->ping_outstanding = false;
-				if (!take_frame(&frame, count, &bytes, now))
+				if (!take_frame(&frame, count, now))
 					return false;
 				break;
 		}
 	}
+	has_more = gateway_link_waiting() > 0;
 	return true;
+}
+
+bool
+gateway_link_has_more(void)
+{
+	return has_more;
 }
 
 void

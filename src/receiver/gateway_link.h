@@ -35,13 +35,19 @@ extern void gateway_link_flush(void);
 /* Reads what there is; false when the link has ended. */
 extern bool gateway_link_read(void);
 
+/* Returns how many bytes were read and wait to be taken. */
+extern Size gateway_link_waiting(void);
+
 /*
  * Works off what was read, and returns the deliveries: at most
- * banked_webhooks.max_batch, and no further one beyond max_batch_size.  They
- * are valid until the next gateway_link_read.  False when the gateway has sent
- * what it must not.
+ * banked_webhooks.max_batch, no further one beyond max_batch_size, and none
+ * beyond size bytes when there are min_count.  They are valid until the next
+ * gateway_link_read.  False when the gateway has sent what it must not.
  */
-extern bool gateway_link_take(Delivery **deliveries, int *count);
+extern bool gateway_link_take(Size size, int min_count, Delivery **deliveries, int *count);
+
+/* Did the last gateway_link_take leave something that could be taken now? */
+extern bool gateway_link_has_more(void);
 
 /* Gives back memory of buffers that were large; no delivery may be in use. */
 extern void gateway_link_compact(void);

@@ -5,9 +5,9 @@
  * One receiver serves one database, connected as banked_webhooks_worker.  It
  * holds the listening sockets and has one child, the gateway, which speaks HTTP
  * and sends it deliveries.  Each turn of its loop it reads what the gateway
- * has sent, stores that as one batch (batch.c), answers, and notifies: the
- * batch is whatever came while the one before was stored, so it grows with load
- * by itself, and there is no timer.
+ * has sent, stores that or a part of it (batch_size.c) as one batch (batch.c),
+ * answers, and notifies: batches grow with load by themselves, and there is no
+ * timer.
  *
  * The gateway speaks to the Internet and is not trusted.  It is replaced when
  * it dies, when it sends what is not a frame, and when it does not answer a
@@ -32,6 +32,7 @@
 #include "utils/timestamp.h"
 
 #include "batch.h"
+#include "batch_size.h"
 #include "counters.h"
 #include "endpoint_cache.h"
 #include "gateway_link.h"
@@ -56,6 +57,9 @@
 #define GATEWAY_SETTLED_AFTER 1000
 #define DRAIN_TIME 800
 #define LOOK_RETRY 1000			/* when a look-up of the receiver's own failed */
+
+/* Microseconds: a shorter wait is no more than a look. */
+#define IDLE_AFTER 20
 
 /* After a row of quarantine was tried again, for so many times as long as that took none is. */
 #define RETRY_SHARE 4
@@ -289,32 +293,39 @@ run_batch(Delivery *deliveries, int count)
 	pgstat_report_activity(STATE_IDLE, NULL);
 }
 
-/* Reads what the gateway has sent and works it off. */
+/*
+ * Reads what the gateway has sent, and works off a batch of it.  waited is how
+ * long there was nothing of it, in microseconds.
+ */
 static void
-serve_gateway(void)
+serve_gateway(bool link_readable, int64 waited)
 {
+	Counters   *counters = &my_slot->counters;
+	uint64		store_time = pg_atomic_read_u64(&counters->store_time);
+	uint64		commit_time = pg_atomic_read_u64(&counters->commit_time);
+	Size		waiting;
 	Delivery   *deliveries;
 	int			count;
 
-	if (!gateway_link_read())
+	if (link_readable && !gateway_link_read())
 	{
 		replace_gateway(NULL);
 		return;
 	}
-	do
+	waiting = gateway_link_waiting();
+	if (!gateway_link_take(batch_size_next(waiting, waited >= IDLE_AFTER), BATCH_SIZE_MIN_COUNT,
+						   &deliveries, &count))
 	{
-		if (!gateway_link_take(&deliveries, &count))
-		{
-			replace_gateway("sent a malformed frame");
-			return;
-		}
-		if (count > 0)
-		{
-			run_batch(deliveries, count);
-			MemoryContextReset(receiver.turn_context);
-		}
-		CHECK_FOR_INTERRUPTS();
-	} while (count > 0 && !transaction_shutdown_requested);
+		replace_gateway("sent a malformed frame");
+		return;
+	}
+	if (count > 0)
+	{
+		run_batch(deliveries, count);
+		store_time = pg_atomic_read_u64(&counters->store_time) - store_time;
+		commit_time = pg_atomic_read_u64(&counters->commit_time) - commit_time;
+		batch_size_learn(waiting - gateway_link_waiting(), store_time - commit_time, commit_time);
+	}
 	gateway_link_compact();
 }
 
@@ -508,6 +519,8 @@ wait_time(void)
 		until = earlier(until, receiver.listen_at);
 	else if (gateway->pid == 0)
 		until = earlier(until, receiver.gateway_at);
+	else if (gateway_link_has_more())
+		return 0;
 	else if (gateway->ping_outstanding)
 		until = earlier(until, in_milliseconds(PING_TIMEOUT + 1 - gateway->silence / 1000));
 	else
@@ -592,8 +605,8 @@ main_loop(void)
 
 		link_readable = wait_for_events(&waited);
 		CHECK_FOR_INTERRUPTS();
-		if (link_readable && !transaction_shutdown_requested)
-			serve_gateway();
+		if ((link_readable || gateway_link_has_more()) && !transaction_shutdown_requested)
+			serve_gateway(link_readable, waited);
 		if (receiver.gateway.pid != 0)
 			watch_gateway(waited);
 	}
