@@ -392,7 +392,7 @@ examine_all(void *argument)
 	MemoryContextSwitchTo(context);
 	for (int i = 0; i < attempt->count; i++)
 	{
-		examine_delivery(attempt->deliveries[i]);
+		examine_delivery(attempt->deliveries[i], i > 0 ? attempt->deliveries[i - 1] : NULL);
 		spare_unstoppable(attempt->deliveries[i]);
 	}
 }

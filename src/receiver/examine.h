@@ -12,9 +12,10 @@
  * Afterwards its outcome is REJECTED or UNAVAILABLE (with the reason), UNWANTED,
  * QUARANTINED (to be stored there) or still PENDING (to be stored as an event).
  * The endpoint cache must have been refreshed in this transaction.  Allocates
- * in CurrentMemoryContext.
+ * in CurrentMemoryContext.  before, if not null, is one that was examined
+ * before in the same context.
  */
-extern void examine_delivery(Delivery *delivery);
+extern void examine_delivery(Delivery *delivery, const Delivery *before);
 
 /*
  * The second half of examine_delivery, for a delivery that is already known

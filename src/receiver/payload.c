@@ -268,7 +268,7 @@ payload_read(Delivery *delivery, const char *event_id, const char *event_type)
 							   ERRCODE_INVALID_TEXT_REPRESENTATION, problem);
 		return false;
 	}
-	if (!parse_json(delivery))
+	if (delivery->payload == 0 && !parse_json(delivery))
 		return false;
 	body = DatumGetJsonbP(delivery->payload);
 	if (!JB_ROOT_IS_OBJECT(body))

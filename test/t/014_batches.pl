@@ -29,9 +29,11 @@ sub waits_for_lock
 # Stores deliveries, [body, options...], in one batch and in this order of
 # arrival: they wait while another one, which is known or not, is held back by
 # a lock.  Returns what became of them, as "200: 3; stored: 2, repetition: 1".
-sub store_together
+sub store_together { return store_in_batches(1, @_) }
+
+sub store_in_batches
 {
-	my ($known, @deliveries) = @_;
+	my ($expected, $known, @deliveries) = @_;
 	my $held_back = $known ? event('first', 'payment_sent') : event('blocker-' . ++$blockers, 'payment_sent');
 	my $locker = $service->session;
 	$service->wait_until_counted;
@@ -56,7 +58,7 @@ sub store_together
 	die 'the one that was held back was refused' unless $blocker->receive->{status} == 200;
 	my $statuses = tally(map { $_->receive->{status} } @clients);
 	$service->wait_until_counted;
-	is($service->stat('batches'), $batches + 2, 'one batch');
+	is($service->stat('batches'), $batches + 1 + $expected, "batches: $expected");
 	my %after = outcomes();
 	$after{ $known ? 'repetition' : 'stored' }--;
 	my @changes = map { $after{$_} == $before{$_} ? () : "$_: " . ($after{$_} - $before{$_}) } qw(stored repetition changed recurrence quarantined);
@@ -185,6 +187,42 @@ is( store_together(0,
 	'200: 5; stored: 3, repetition: 1, quarantined: 1', 'a trigger that fails for one');
 is($service->sql("select reason, sqlstate from banked.quarantine where reason <> 'invalid_json' and sqlstate is not null"), 'trigger_error|23505', 'which is in quarantine');
 is($service->sql('select string_agg(event_id, $$ $$ order by event_id) from public.orders'), 'one two', 'the others are stored');
+
+# ---------------------------------------------------------------------------
+# The same bytes one after the other, which are parsed once
+# ---------------------------------------------------------------------------
+
+is( store_together(0,
+		[ event('twin', 'payment_sent', reference => 'one') ],
+		[ event('twin', 'payment_sent', reference => 'one'), at => $now - 10 ],
+		[ event('twin', 'payment_sent', reference => 'two') ],
+		[ event('twin', 'payment_sent', reference => 'two') ],
+		[ event('twin', 'payment_sent', reference => 'one') ],
+		['{"twin": '],
+		['{"twin": '],
+		[ event('twin-2', 'payment_sent') ],
+		[ event('twin-2', 'payment_sent'), signature => sign('another body') ]),
+	'200: 8, 400: 1; stored: 2, repetition: 3, changed: 1, quarantined: 2', 'each is what it is');
+is(rows('twin') . ' ' . rows('twin-2'), '1+1 1+0', 'once each');
+is( $service->sql(q(
+	select count(*) from
+		(select payload, body, body_sha256 from banked.events union all
+		 select payload, body, body_sha256 from banked.event_revisions) as rows
+	where payload is distinct from convert_from(body, 'UTF8')::jsonb or body_sha256 <> sha256(body))),
+	0, 'every payload is that of its body');
+
+# ---------------------------------------------------------------------------
+# More than a batch may hold
+# ---------------------------------------------------------------------------
+
+# What is left waits for no timer and for no other delivery.
+$service->sql('alter system set banked_webhooks.max_batch = 1');
+$service->sql('select pg_reload_conf()');
+ok_until(sub { $service->post('/hook', event('first', 'payment_sent')) == 200 }, 'another setting');
+my $start = time;
+is(store_in_batches(20, 0, map { [ event("divided-$_", 'payment_sent') ] } 1 .. 20), '200: 20; stored: 20', 'none is left over');
+cmp_ok(time - $start, '<', 4, 'in seconds');
+is(join(' ', map { rows("divided-$_") } 1 .. 20), join(' ', ('1+0') x 20), 'each once');
 
 $service->allow('was put into quarantine');
 $service->check_log;
