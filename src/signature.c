@@ -31,7 +31,12 @@ static EVP_MD *sha256 = NULL;
 static EVP_MD_CTX *sha256_context = NULL;
 
 static bool parse_timestamp(const char *text, size_t length, int64_t *timestamp);
-static int	hex_value(char digit);
+
+/* One more than the value of each lower-case hex digit, 0 for any other character. */
+static const uint8_t hex_value_plus_1[256] = {
+	['0'] = 1, ['1'] = 2, ['2'] = 3, ['3'] = 4, ['4'] = 5, ['5'] = 6, ['6'] = 7, ['7'] = 8,
+	['8'] = 9, ['9'] = 10, ['a'] = 11, ['b'] = 12, ['c'] = 13, ['d'] = 14, ['e'] = 15, ['f'] = 16,
+};
 
 bool
 signature_parse(const char *header, size_t length, SignatureHeader *parsed)
@@ -53,12 +58,12 @@ signature_parse(const char *header, size_t length, SignatureHeader *parsed)
 		return false;
 	for (size_t i = 0; i < SIGNATURE_SIZE; i++)
 	{
-		int			high = hex_value(hex[2 * i]);
-		int			low = hex_value(hex[2 * i + 1]);
+		unsigned int high = hex_value_plus_1[(unsigned char) hex[2 * i]];
+		unsigned int low = hex_value_plus_1[(unsigned char) hex[2 * i + 1]];
 
-		if (high < 0 || low < 0)
+		if (high == 0 || low == 0)
 			return false;
-		parsed->digest[i] = (uint8_t) (high << 4 | low);
+		parsed->digest[i] = (uint8_t) ((high - 1) << 4 | (low - 1));
 	}
 	return true;
 }
@@ -210,15 +215,4 @@ parse_timestamp(const char *text, size_t length, int64_t *timestamp)
 	}
 	*timestamp = value;
 	return true;
-}
-
-/* hex_value gives the value of one lower-case hex digit, or -1. */
-static int
-hex_value(char digit)
-{
-	if (digit >= '0' && digit <= '9')
-		return digit - '0';
-	if (digit >= 'a' && digit <= 'f')
-		return digit - 'a' + 10;
-	return -1;
 }

@@ -198,11 +198,29 @@ stop_timer(void)
 	QueryCancelPending = false;
 }
 
+/*
+ * Outside of a transaction, as the session's default: then the transaction has
+ * no setting to undo, for which PostgreSQL would look through all there are.
+ */
+static void
+set_default_lock_timeout(int timeout)
+{
+	char		value[16];
+
+	if (LockTimeout == timeout)
+		return;
+	snprintf(value, sizeof(value), "%d", timeout);
+	SetConfigOption("lock_timeout", value, PGC_USERSET, PGC_S_OVERRIDE);
+}
+
+/* Within one, where a trigger may have set its own. */
 static void
 set_lock_timeout(int timeout)
 {
 	char		value[16];
 
+	if (LockTimeout == timeout)
+		return;
 	snprintf(value, sizeof(value), "%d", timeout);
 	(void) set_config_option("lock_timeout", value, PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);
@@ -271,6 +289,7 @@ transaction_run(TransactionUse use, const TransactionLimits *limits,
 			/* A deferred trigger of the transaction before may have left settings. */
 			if (serves_deliveries)
 				ResetAllOptions();
+			set_default_lock_timeout(limits->lock_timeout);
 			transaction_begin();
 		}
 		set_lock_timeout(limits->lock_timeout);
