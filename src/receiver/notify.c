@@ -7,11 +7,12 @@
  * lock of the whole cluster from just before its commit until after it, the
  * wait for disks and standbys included, and every other session's NOTIFY would
  * wait too.  After the events are safe the notifications go out in a
- * transaction of their own that waits for nothing.  In any other session the
- * trigger notifies in the session's transaction.
+ * transaction of their own that waits for no disk and no standby.  In any other
+ * session the trigger notifies in the session's transaction.
  *
- * Notifications are hints.  They never fail a delivery: with the queue more
- * than half full they are left out, and counted.
+ * Notifications are hints.  They never fail a delivery, and never keep the next
+ * one waiting: with the queue more than half full, or while the NOTIFY of another
+ * session waits for its standby, they are left out, and counted.
  */
 #include "postgres.h"
 
@@ -35,10 +36,15 @@
 #include "endpoint_cache.h"
 #include "notify.h"
 #include "settings.h"
+#include "transaction.h"
 
 #define CHANNEL "banked_webhooks"
 #define MAX_PAYLOAD 7999		/* bytes; one more and NOTIFY raises an error */
 #define MAX_QUEUE_USAGE 0.5
+
+/* Milliseconds for sending: of each wait for another session's NOTIFY, and of the whole. */
+#define SEND_LOCK_TIMEOUT 200
+#define SEND_TIMEOUT 1000
 
 PG_FUNCTION_INFO_V1(banked_webhooks_notify);
 
@@ -284,29 +290,32 @@ notify_rewind(int mark)
 	collected = list_truncate(collected, mark);
 }
 
+/* In a transaction; *sent becomes false when there is no room. */
 static void
-send_in_transaction(void)
+send_all(void *sent)
 {
 	ListCell   *cell;
 
-	StartTransactionCommand();
 	(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);
-	if (queue_has_room())
-	{
-		foreach(cell, collected)
-			Async_Notify(CHANNEL, lfirst(cell));
-		COUNT(notifications, list_length(collected));
-	}
-	else
-		COUNT(notifications_skipped, list_length(collected));
-	CommitTransactionCommand();
+	*(bool *) sent = queue_has_room();
+	if (!*(bool *) sent)
+		return;
+	foreach(cell, collected)
+		Async_Notify(CHANNEL, lfirst(cell));
 }
 
 void
 notify_send_collected(void)
 {
 	MemoryContext context = CurrentMemoryContext;
+	TransactionLimits limits = {
+		.lock_timeout = SEND_LOCK_TIMEOUT,
+		.timeout = SEND_TIMEOUT,
+		.signals = transaction_signals()
+	};
+	TransactionError error;
+	bool		sent = false;
 
 	if (collected == NIL)
 	{
@@ -314,20 +323,11 @@ notify_send_collected(void)
 		return;
 	}
 
-	PG_TRY();
-	{
-		send_in_transaction();
-	}
-	PG_CATCH();
-	{
-		/* What could not be said is not lost: it stands in the tables. */
-		HOLD_INTERRUPTS();
+	/* What could not be said is not lost: it stands in the tables. */
+	if (transaction_run(TRANSACTION_OWN_WORK, &limits, send_all, &sent, &error) && sent)
+		COUNT(notifications, list_length(collected));
+	else
 		COUNT(notifications_skipped, list_length(collected));
-		AbortCurrentTransaction();
-		FlushErrorState();
-		RESUME_INTERRUPTS();
-	}
-	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	collected = NIL;
 	MemoryContextReset(collect_context);

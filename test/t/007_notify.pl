@@ -138,6 +138,32 @@ $service->node->reload;
 my $answer = $connection->receive;
 is($answer && $answer->{status}, 200, 'it gets it when the wait is over');
 
+# Nor does another session that notifies and waits for its standby keep deliveries from being stored.
+$service->sql(q(alter role banked_webhooks_worker set synchronous_commit = local; create table public.mine (id int)));
+my ($old_receiver) = $service->pids('receiver');
+$service->sql("select pg_terminate_backend($old_receiver)");
+ok_until(sub { my ($now) = $service->pids('receiver'); $now && $now != $old_receiver }, 'a new receiver');
+ok_until(sub { $service->post('/hook', event('local', 'payment_sent')) == 200 }, 'which waits for no standby');
+$service->sql(q(alter system set synchronous_standby_names = 'nobody'));
+$service->node->reload;
+my $waiting = $service->session;
+$waiting->query_until(qr/begun/, "\\echo begun\nbegin; insert into public.mine values (1); notify something; commit;\n");
+my $waits = q(select pid from pg_stat_activity where wait_event = 'SyncRep');
+ok_until(sub { $service->sql($waits) ne '' }, 'a session that notifies waits for its standby');
+$start = time;
+is(tally(map { $service->post('/hook', event("meanwhile-$_", 'payment_sent')) } 1 .. 5), '200: 5', 'deliveries are stored meanwhile');
+ok(time - $start < 10, 'and answered in time');
+ok_until(sub { $service->stat('notifications', { outcome => 'skipped' }) >= 5 }, 'their notifications are left out');
+$service->sql(qq(select pg_cancel_backend(($waits))));
+ok_until(sub { $service->sql($waits) eq '' }, 'the wait is over');
+$service->allow('canceling wait for synchronous replication', 'might not have been replicated');
+$waiting->quit;
+$service->sql(q(set synchronous_commit = local; alter system reset synchronous_standby_names));
+$service->node->reload;
+$received = '';
+is($service->post('/hook', event('after', 'payment_sent')), 200, 'an event');
+ok(notified(qr/"event_id": ?"after"/), 'is notified again');
+
 $listener->quit;
 $service->check_log;
 done_testing();
