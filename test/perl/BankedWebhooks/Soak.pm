@@ -94,12 +94,22 @@ sub adopt
 	return;
 }
 
-# Ends a service and removes its files.
+# Ends a service and removes its files.  A server that was killed has left its
+# shared memory behind, which only a later start on the same files removes.
 sub end_service
 {
 	my ($self, $service) = @_;
-	$service->node->stop('immediate', fail_ok => 1);
-	$service->node->clean_node;
+	my $node = $service->node;
+	if ($node->{_pid})
+	{
+		$node->stop('immediate', fail_ok => 1);
+	}
+	elsif (-f $node->data_dir . '/postmaster.pid')
+	{
+		unlink $node->data_dir . '/standby.signal';
+		run_log([ 'postgres', '--single', '-D', $node->data_dir, 'postgres' ], '<', \'', '>&', \my $output);
+	}
+	$node->clean_node;
 	return;
 }
 
