@@ -13,11 +13,15 @@
  * part is so small that it would be stored in less time than it commits.  Nor
  * in so little time that processes would wake each other for nothing.
  *
+ * What else takes the same time for any batch (a trigger for each statement) is
+ * not told apart from the work: where it takes many milliseconds, larger batches
+ * would be better than these.
+ *
  * All is counted in bytes on the link.  Nothing of PostgreSQL is used here.
  */
 #include "batch_size.h"
 
-/* What was in flight is forgotten by this part with each batch. */
+/* What was in flight is forgotten by this part with each look. */
 #define IN_FLIGHT_DECAY 16
 
 /* Commits that stall now and then are not to count: it grows slowly, and shrinks fast. */
@@ -29,7 +33,7 @@
 
 /* What it is before commits have proved quick, and more than it ever need be. */
 #define WORTHWHILE_AT_FIRST (1024 * 1024)
-#define WORTHWHILE_MAX 1e12
+#define WORTHWHILE_MAX 1e9
 
 static size_t in_flight = 0;	/* most of late: what waited, and what was answered just before */
 static size_t answered = 0;		/* just before */

@@ -10,7 +10,7 @@
  * transaction of their own that waits for no disk and no standby.  In any other
  * session the trigger notifies in the session's transaction.
  *
- * Notifications are hints.  They never fail a delivery, and never keep the next
+ * Notifications are hints.  They never fail a delivery, and hardly keep the next
  * one waiting: with the queue more than half full, or while the NOTIFY of another
  * session waits for its standby, they are left out, and counted.
  */
@@ -30,6 +30,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
 #include "counters.h"
@@ -42,9 +43,12 @@
 #define MAX_PAYLOAD 7999		/* bytes; one more and NOTIFY raises an error */
 #define MAX_QUEUE_USAGE 0.5
 
-/* Milliseconds for sending: of each wait for another session's NOTIFY, and of the whole. */
+/* Milliseconds: of the wait for another session's NOTIFY, and of all before the commit, where that is. */
 #define SEND_LOCK_TIMEOUT 200
 #define SEND_TIMEOUT 1000
+
+/* After they could not be sent, for so many times as long as that took none are. */
+#define SEND_SHARE 10
 
 PG_FUNCTION_INFO_V1(banked_webhooks_notify);
 
@@ -305,10 +309,12 @@ send_all(void *sent)
 		Async_Notify(CHANNEL, lfirst(cell));
 }
 
-void
-notify_send_collected(void)
+/* Sends what was collected; false when it could not be, or not so soon after a failure. */
+static bool
+try_to_send(void)
 {
-	MemoryContext context = CurrentMemoryContext;
+	static TimestampTz not_before = 0;
+	TimestampTz start = GetCurrentTimestamp();
 	TransactionLimits limits = {
 		.lock_timeout = SEND_LOCK_TIMEOUT,
 		.timeout = SEND_TIMEOUT,
@@ -317,6 +323,19 @@ notify_send_collected(void)
 	TransactionError error;
 	bool		sent = false;
 
+	if (start < not_before)
+		return false;
+	if (transaction_run(TRANSACTION_OWN_WORK, &limits, send_all, &sent, &error))
+		return sent;
+	not_before = start + (1 + SEND_SHARE) * (GetCurrentTimestamp() - start);
+	return false;
+}
+
+void
+notify_send_collected(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+
 	if (collected == NIL)
 	{
 		MemoryContextReset(collect_context);	/* what was rewound is still there */
@@ -324,7 +343,7 @@ notify_send_collected(void)
 	}
 
 	/* What could not be said is not lost: it stands in the tables. */
-	if (transaction_run(TRANSACTION_OWN_WORK, &limits, send_all, &sent, &error) && sent)
+	if (try_to_send())
 		COUNT(notifications, list_length(collected));
 	else
 		COUNT(notifications_skipped, list_length(collected));

@@ -307,7 +307,8 @@ serve_gateway(bool link_readable, int64 waited)
 	Delivery   *deliveries;
 	int			count;
 
-	if (link_readable && !gateway_link_read())
+	/* Of one that has died, what came before is worked off first. */
+	if (link_readable && !gateway_link_read() && !gateway_link_has_more())
 	{
 		replace_gateway(NULL);
 		return;

@@ -38,6 +38,7 @@
 volatile sig_atomic_t transaction_shutdown_requested = false;
 
 static volatile sig_atomic_t cancellable = false;	/* a transaction runs that signals may cancel */
+static volatile sig_atomic_t committing = false;	/* deliveries: no lock timeout explains a signal now */
 static volatile sig_atomic_t signals = 0;	/* that may have cut a commit short */
 static volatile sig_atomic_t timer_fired = 0;
 static volatile sig_atomic_t timer_found_lock_wait = false;
@@ -75,7 +76,7 @@ handle_cancel(SIGNAL_ARGS)
 {
 	int			save_errno = errno;
 
-	if (!get_timeout_indicator(LOCK_TIMEOUT, false))
+	if (committing || !get_timeout_indicator(LOCK_TIMEOUT, false))
 		signals++;
 	if (cancellable)
 		cancel_statement();
@@ -124,6 +125,7 @@ before_commit(XactEvent event, void *arg)
 	disable_timeout(timer, false);
 	/* A cancel that is pending now would cut the wait for a standby short. */
 	CHECK_FOR_INTERRUPTS();
+	committing = serves_deliveries;
 	if (serves_deliveries && synchronous_commit != commit_level)
 		(void) set_config_option("synchronous_commit", commit_level_name(commit_level),
 								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
@@ -191,39 +193,42 @@ start_timer(int timeout)
 						 1000);
 }
 
+/*
+ * Drops a cancellation that came too late.  A lock timeout that fired when the
+ * lock was just granted would else be taken for the reason of the next one.
+ */
+static void
+forget_cancel(void)
+{
+	QueryCancelPending = false;
+	(void) get_timeout_indicator(LOCK_TIMEOUT, true);
+}
+
 static void
 stop_timer(void)
 {
 	disable_timeout(timer, false);
-	QueryCancelPending = false;
+	forget_cancel();
 }
 
 /*
- * Outside of a transaction, as the session's default: then the transaction has
- * no setting to undo, for which PostgreSQL would look through all there are.
+ * Before a transaction it becomes the session's default: then there is no
+ * setting to undo at its end, for which PostgreSQL would look through all there
+ * are.  Within one it overrides what users' code may have left in the session.
  */
 static void
-set_default_lock_timeout(int timeout)
+set_lock_timeout(int timeout, bool in_transaction)
 {
 	char		value[16];
 
 	if (LockTimeout == timeout)
 		return;
 	snprintf(value, sizeof(value), "%d", timeout);
-	SetConfigOption("lock_timeout", value, PGC_USERSET, PGC_S_OVERRIDE);
-}
-
-/* Within one, where a trigger may have set its own. */
-static void
-set_lock_timeout(int timeout)
-{
-	char		value[16];
-
-	if (LockTimeout == timeout)
-		return;
-	snprintf(value, sizeof(value), "%d", timeout);
-	(void) set_config_option("lock_timeout", value, PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_LOCAL, true, 0, false);
+	if (in_transaction)
+		(void) set_config_option("lock_timeout", value, PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
+	else
+		SetConfigOption("lock_timeout", value, PGC_USERSET, PGC_S_OVERRIDE);
 }
 
 static void
@@ -261,7 +266,7 @@ take_error(int signals_before, MemoryContext context, TransactionError *error)
 	data = CopyErrorData();
 	AbortCurrentTransaction();
 	FlushErrorState();
-	QueryCancelPending = false;
+	forget_cancel();
 	RESUME_INTERRUPTS();
 
 	MemoryContextSwitchTo(context);
@@ -289,10 +294,10 @@ transaction_run(TransactionUse use, const TransactionLimits *limits,
 			/* A deferred trigger of the transaction before may have left settings. */
 			if (serves_deliveries)
 				ResetAllOptions();
-			set_default_lock_timeout(limits->lock_timeout);
+			set_lock_timeout(limits->lock_timeout, false);
 			transaction_begin();
 		}
-		set_lock_timeout(limits->lock_timeout);
+		set_lock_timeout(limits->lock_timeout, true);
 		start_timer(limits->timeout);
 		if (serves_deliveries)
 			ResetTempTableNamespace();
@@ -316,6 +321,7 @@ transaction_run(TransactionUse use, const TransactionLimits *limits,
 	}
 	PG_END_TRY();
 	cancellable = false;
+	committing = false;
 	serves_deliveries = false;
 	return done;
 }

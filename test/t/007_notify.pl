@@ -147,9 +147,14 @@ ok_until(sub { $service->post('/hook', event('local', 'payment_sent')) == 200 },
 $service->sql(q(alter system set synchronous_standby_names = 'nobody'));
 $service->node->reload;
 my $waiting = $service->session;
-$waiting->query_until(qr/begun/, "\\echo begun\nbegin; insert into public.mine values (1); notify something; commit;\n");
 my $waits = q(select pid from pg_stat_activity where wait_event = 'SyncRep');
-ok_until(sub { $service->sql($waits) ne '' }, 'a session that notifies waits for its standby');
+# Nobody waits before the checkpointer has seen the setting.
+ok_until(
+	sub {
+		$waiting->query_until(qr/begun/, "\\echo begun\nbegin; insert into public.mine values (1); notify something; commit;\n");
+		return wait_until(sub { $service->sql($waits) ne '' }, 1);
+	},
+	'a session that notifies waits for its standby');
 $start = time;
 is(tally(map { $service->post('/hook', event("meanwhile-$_", 'payment_sent')) } 1 .. 5), '200: 5', 'deliveries are stored meanwhile');
 ok(time - $start < 10, 'and answered in time');
@@ -161,8 +166,14 @@ $waiting->quit;
 $service->sql(q(set synchronous_commit = local; alter system reset synchronous_standby_names));
 $service->node->reload;
 $received = '';
-is($service->post('/hook', event('after', 'payment_sent')), 200, 'an event');
-ok(notified(qr/"event_id": ?"after"/), 'is notified again');
+my $events = 0;
+ok_until(
+	sub {
+		$service->post('/hook', event('after-' . ++$events, 'payment_sent'));
+		$received .= $listener->query_safe('select') . "\n";
+		return $received =~ /"event_id": ?"after-/;
+	},
+	'later events are notified again');
 
 $listener->quit;
 $service->check_log;
