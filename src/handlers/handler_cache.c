@@ -9,7 +9,6 @@
 #include "postgres.h"
 
 #include "utils/builtins.h"
-#include "utils/memutils.h"
 
 #include "handler_cache.h"
 #include "receiver/statements.h"
@@ -21,7 +20,6 @@ static Statement read_handlers = {
 	"include_revisions, include_tests, batch FROM banked.handlers ORDER BY handler"
 };
 
-static MemoryContext cache_context = NULL;	/* null until the first reading */
 static Handler *handlers = NULL;
 static int	handler_count = 0;
 
@@ -54,18 +52,6 @@ fill_handler(Handler *handler, int row)
 	handler->batch = DatumGetInt32(statements_result(row, 12, &isnull));
 }
 
-static void
-forget_everything(void)
-{
-	handlers = NULL;
-	handler_count = 0;
-	if (cache_context != NULL)
-		MemoryContextReset(cache_context);
-	else
-		cache_context = AllocSetContextCreate(CacheMemoryContext, "banked_webhooks handlers",
-											  ALLOCSET_SMALL_SIZES);
-}
-
 /* The table does not exist before the first endpoint, nor is it of use after DROP EXTENSION. */
 static void
 reload(void)
@@ -74,7 +60,9 @@ reload(void)
 	MemoryContext old;
 	int			count;
 
-	forget_everything();
+	handlers = NULL;
+	handler_count = 0;
+	table_cache_clear(&cache);
 	if (!OidIsValid(cache.relation) || !statements_extension_exists())
 		return;
 
@@ -82,7 +70,7 @@ reload(void)
 	statements_become_owner(&before);
 	(void) statements_run(&read_handlers, NULL, NULL, 0);
 	count = (int) SPI_processed;
-	old = MemoryContextSwitchTo(cache_context);
+	old = MemoryContextSwitchTo(cache.context);
 	handlers = palloc0(sizeof(Handler) * Max(count, 1));
 	for (int row = 0; row < count; row++)
 		fill_handler(&handlers[row], row);

@@ -19,7 +19,6 @@
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/lsyscache.h"
-#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "endpoint_cache.h"
@@ -42,7 +41,6 @@ static Statement read_keys = {
 	"ORDER BY k.valid_from"
 };
 
-static MemoryContext cache_context = NULL;	/* null until the first reading */
 static HTAB *endpoints = NULL;
 static bool has_unreadable_keys = false;
 
@@ -69,11 +67,7 @@ forget_everything(void)
 		}
 	}
 	endpoints = NULL;
-	if (cache_context != NULL)
-		MemoryContextReset(cache_context);
-	else
-		cache_context = AllocSetContextCreate(CacheMemoryContext, "banked_webhooks endpoints",
-											  ALLOCSET_SMALL_SIZES);
+	table_cache_clear(&cache);
 }
 
 static EndpointState
@@ -109,7 +103,7 @@ load_endpoints(void)
 		endpoint->all_events = isnull;
 		if (!isnull)
 		{
-			old = MemoryContextSwitchTo(cache_context);
+			old = MemoryContextSwitchTo(cache.context);
 			endpoint->events = statements_texts(value, &endpoint->event_count);
 			MemoryContextSwitchTo(old);
 		}
@@ -178,7 +172,7 @@ load_keys(void)
 		if (endpoint == NULL)
 			continue;			/* both statements saw one snapshot only by luck */
 
-		key = MemoryContextAllocZero(cache_context, sizeof(EndpointKey));
+		key = MemoryContextAllocZero(cache.context, sizeof(EndpointKey));
 		key->next = endpoint->keys;
 		endpoint->keys = key;
 		key->key_id = *DatumGetUUIDP(statements_result(row, 2, &isnull));
@@ -211,7 +205,7 @@ reload(void)
 	has_unreadable_keys = false;
 	control.keysize = FRAME_MAX_PATH + 1;
 	control.entrysize = sizeof(Endpoint);
-	control.hcxt = cache_context;
+	control.hcxt = cache.context;
 	endpoints = hash_create("banked_webhooks endpoints", 64, &control,
 							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 

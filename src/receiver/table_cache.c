@@ -10,6 +10,7 @@
 
 #include "access/xact.h"
 #include "utils/inval.h"
+#include "utils/memutils.h"
 
 #include "statements.h"
 #include "table_cache.h"
@@ -46,6 +47,19 @@ table_cache_refresh(TableCache *cache)
 	/* What an old snapshot shows is good for this transaction alone. */
 	cache->current = !cache->invalidated && !IsolationUsesXactSnapshot();
 	cache->version++;
+}
+
+void
+table_cache_clear(TableCache *cache)
+{
+	if (cache->context != NULL)
+		MemoryContextReset(cache->context);
+	else
+	{
+		cache->context = AllocSetContextCreate(CacheMemoryContext, "banked_webhooks table cache",
+											   ALLOCSET_SMALL_SIZES);
+		MemoryContextSetIdentifier(cache->context, cache->table);
+	}
 }
 
 bool

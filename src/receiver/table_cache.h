@@ -17,10 +17,14 @@ typedef struct TableCache
 	bool		current;
 	bool		invalidated;	/* while it is being read */
 	bool		registered;
+	MemoryContext context;		/* for what is kept; null before the first table_cache_clear */
 } TableCache;
 
 /* Reads the table if it may have changed; needs a transaction.  After an error it is read again next time. */
 extern void table_cache_refresh(TableCache *cache);
+
+/* Gives back all that is kept in the cache's context, which is there afterwards; for reload. */
+extern void table_cache_clear(TableCache *cache);
 
 /* Is nothing known of a change since the last reading? */
 extern bool table_cache_is_current(const TableCache *cache);
