@@ -60,7 +60,7 @@ OBJS = \
 	src/handlers/pool.o src/handlers/runner.o src/handlers/scheduler.o src/handlers/worker.o \
 	src/receiver/batch.o src/receiver/batch_size.o src/receiver/delivery.o src/receiver/direct.o src/receiver/endpoint_cache.o \
 	src/receiver/event_rows.o src/receiver/event_store.o src/receiver/examine.o src/receiver/failure.o src/receiver/gateway_link.o src/receiver/gateway_process.o \
-	src/receiver/listeners.o src/receiver/notify.o src/receiver/payload.o src/receiver/payload_limits.o src/receiver/quarantine.o src/receiver/receiver.o \
+	src/receiver/listeners.o src/receiver/notify.o src/receiver/payload.o src/receiver/payload_scan.o src/receiver/quarantine.o src/receiver/receiver.o \
 	src/receiver/rejection_log.o src/receiver/service.o src/receiver/statements.o src/receiver/stored_rows.o src/receiver/table_cache.o src/receiver/tls_files.o src/receiver/transaction.o src/receiver/unstoppable.o
 
 # The gateway is a program of its own: nothing of the server is linked into
@@ -72,7 +72,7 @@ GATEWAY_OBJS = build/frame.o build/signature.o $(addprefix build/gateway/,\
 	main.o paths.o rejections.o request_guard.o responses.o sandbox.o tls.o)
 
 UNIT_TESTS = $(patsubst %.c,build/%,$(wildcard test/unit/*_test.c))
-UNIT_OBJS = build/frame.o build/signature.o build/receiver/batch_size.o $(patsubst %,build/gateway/%.o,connections deliveries paths rejections request_guard sandbox)
+UNIT_OBJS = build/frame.o build/signature.o build/receiver/batch_size.o build/receiver/payload_scan.o $(patsubst %,build/gateway/%.o,connections deliveries paths rejections request_guard sandbox)
 
 EXTRA_CLEAN = build $(GATEWAY)
 

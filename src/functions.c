@@ -181,7 +181,7 @@ banked_webhooks_receive(PG_FUNCTION_ARGS)
 				 errmsg("received_at must be finite")));
 
 	endpoint_cache_refresh();
-	examine_delivery(&delivery, NULL);
+	examine_delivery(&delivery, false);
 	if (delivery.judged == OUTCOME_PENDING || delivery.judged == OUTCOME_QUARANTINED)
 		direct_store(&delivery);
 	return delivery_result(fcinfo, &delivery);

@@ -156,7 +156,8 @@ take_step(void *argument)
 
 				if (!event_store_write_known(delivery))
 				{
-					delivery_to_quarantine(delivery, reason, sqlstate, message);
+					if (delivery->judged == OUTCOME_PENDING)
+						delivery_to_quarantine(delivery, reason, sqlstate, message);
 					quarantine_put(delivery);
 				}
 				break;
@@ -392,7 +393,7 @@ examine_all(void *argument)
 	MemoryContextSwitchTo(context);
 	for (int i = 0; i < attempt->count; i++)
 	{
-		examine_delivery(attempt->deliveries[i], i > 0 ? attempt->deliveries[i - 1] : NULL);
+		examine_delivery(attempt->deliveries[i], event_store_expects_repetitions());
 		spare_unstoppable(attempt->deliveries[i]);
 	}
 }

@@ -61,6 +61,7 @@ typedef struct Delivery
 	int8		live;			/* 1, 0, -1 unknown */
 	bool		test;
 	bool		v2;
+	bool		unread;			/* of all these only event_id, event_type and v2 are there yet */
 	bool		bare_mandate;	/* see endpoint_wants */
 	char	   *api_version;
 	Datum		payload;		/* jsonb, palloc'ed; 0 until parsed */

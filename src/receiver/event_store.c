@@ -4,8 +4,8 @@
  *
  * One statement inserts all new events of a batch; what it did not insert is
  * looked up by a second one.  After a batch that was mostly repetitions the
- * look comes first, and the insertion only gets what is left.  The rule for a
- * delivery of a known identity:
+ * look comes first, by identities that payload_scan.h tells; only what it leaves
+ * is parsed and inserted.  The rule for a delivery of a known identity:
  *
  *	 signature and bytes of any stored row of the identity		repetition
  *	 bytes of a stored row, v2, and another event type of the
@@ -28,11 +28,15 @@
 
 #include "event_rows.h"
 #include "event_store.h"
+#include "examine.h"
 #include "quarantine.h"
 #include "handlers/handler_cache.h"
 #include "handlers/job_queue.h"
 #include "statements.h"
 #include "stored_rows.h"
+
+/* Was the last batch mostly repetitions? */
+static bool repetitions_first = false;
 
 /*
  * Decides about a delivery and stores a revision if it is one; a delivery of a
@@ -265,16 +269,31 @@ is_mostly_repetitions(Delivery **deliveries, int count)
 	return repetitions > count / 2;
 }
 
+/* Reads what was left unread.  Those that can still become events are moved to the front; returns their number. */
+static int
+read_bodies(Delivery **deliveries, int count)
+{
+	int			left = 0;
+
+	for (int i = 0; i < count; i++)
+	{
+		examine_unread(deliveries[i]);
+		if (deliveries[i]->outcome == OUTCOME_PENDING)
+			deliveries[left++] = deliveries[i];
+	}
+	return left;
+}
+
 /* Stores events.  deliveries is reordered. */
 static void
 write_events(Delivery **deliveries, int count)
 {
-	static bool repetitions_first = false;
 	Delivery  **left = palloc(sizeof(Delivery *) * count);
 	int			left_count = set_repeats_aside(deliveries, count, left);
 
 	if (repetitions_first)
 		left_count = decide_repetitions(left, left_count);
+	left_count = read_bodies(left, left_count);
 	if (left_count > 0)
 		left_count = insert_firsts(left, left_count);
 	if (left_count > 0)
@@ -327,6 +346,12 @@ enqueue_jobs(Delivery **deliveries, int count)
 	job_queue_enqueue(deliveries, count);
 }
 
+bool
+event_store_expects_repetitions(void)
+{
+	return repetitions_first;
+}
+
 void
 event_store_write(Delivery **deliveries, int count)
 {
@@ -371,6 +396,7 @@ event_store_write_known(Delivery *delivery)
 	StoredRow  *rows;
 	Identity	before;
 
+	examine_unread(delivery);
 	if (delivery->judged != OUTCOME_PENDING)
 		return false;
 	delivery->outcome = OUTCOME_PENDING;

@@ -8,6 +8,12 @@
 #include "delivery.h"
 
 /*
+ * Will event_store_write look for repetitions first?  Then a body that is
+ * stored already need not be parsed (identity_suffices of examine_delivery).
+ */
+extern bool event_store_expects_repetitions(void);
+
+/*
  * Stores deliveries of which judged is PENDING or QUARANTINED and sets their
  * outcomes: events, revisions and repetitions, or rows of quarantine.  All or
  * nothing: an error leaves the outcomes undefined, and the caller must abort

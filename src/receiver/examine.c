@@ -9,6 +9,7 @@
  */
 #include "postgres.h"
 
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "endpoint_cache.h"
@@ -121,6 +122,13 @@ authenticate(Delivery *delivery, const Endpoint **found)
 	return true;
 }
 
+/* Can apply_rules do anything? */
+static bool
+has_rules(const Endpoint *endpoint)
+{
+	return !endpoint->all_events || endpoint->live >= 0;
+}
+
 static void
 apply_rules(Delivery *delivery, const Endpoint *endpoint)
 {
@@ -133,29 +141,13 @@ apply_rules(Delivery *delivery, const Endpoint *endpoint)
 							   : "a test event came to an endpoint for live events");
 }
 
-/*
- * Takes over what is known of a body that was examined just before: who sends
- * one delivery again and again is not to cost the parsing each time.
- */
-static bool
-is_known_body(Delivery *delivery, const Delivery *before)
-{
-	if (before == NULL || !before->authentic ||
-		before->body_length != delivery->body_length ||
-		memcmp(before->body, delivery->body, delivery->body_length) != 0)
-		return false;
-	memcpy(delivery->body_sha256, before->body_sha256, SIGNATURE_SIZE);
-	delivery->payload = before->payload;
-	return true;
-}
-
 void
-examine_delivery(Delivery *delivery, const Delivery *before)
+examine_delivery(Delivery *delivery, bool identity_suffices)
 {
 	const Endpoint *endpoint;
 
 	delivery->outcome = OUTCOME_PENDING;
-	delivery->payload = 0;
+	delivery->unread = false;
 	if (!authenticate(delivery, &endpoint))
 	{
 		delivery->judged = delivery->outcome;
@@ -163,12 +155,29 @@ examine_delivery(Delivery *delivery, const Delivery *before)
 	}
 
 	delivery->authentic = true;
-	if (!is_known_body(delivery, before) &&
-		!signature_sha256(delivery->body, delivery->body_length, delivery->body_sha256))
+	if (!signature_sha256(delivery->body, delivery->body_length, delivery->body_sha256))
 		elog(ERROR, "could not compute the SHA-256 of a body");
-	if (payload_read(delivery, NULL, NULL))
+	if (identity_suffices && !has_rules(endpoint) && payload_read_identity(delivery))
+		delivery->unread = true;
+	else if (payload_read(delivery, NULL, NULL))
 		apply_rules(delivery, endpoint);
 	delivery->judged = delivery->outcome;
+}
+
+void
+examine_unread(Delivery *delivery)
+{
+	MemoryContext old;
+
+	if (!delivery->unread)
+		return;
+	/* An attempt to store it may fail, and the next one finds it read. */
+	old = MemoryContextSwitchTo(GetMemoryChunkContext(delivery->event_id));
+	delivery->outcome = OUTCOME_PENDING;
+	(void) payload_read(delivery, NULL, NULL);
+	delivery->unread = false;
+	delivery->judged = delivery->outcome;
+	MemoryContextSwitchTo(old);
 }
 
 void
@@ -177,7 +186,6 @@ examine_body(Delivery *delivery, const char *event_id, const char *event_type)
 	const Endpoint *endpoint = endpoint_cache_find_id(&delivery->endpoint_id);
 
 	delivery->outcome = OUTCOME_PENDING;
-	delivery->payload = 0;
 	if (payload_read(delivery, event_id, event_type) && endpoint != NULL)
 		apply_rules(delivery, endpoint);
 	delivery->judged = delivery->outcome;

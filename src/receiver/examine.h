@@ -12,10 +12,19 @@
  * Afterwards its outcome is REJECTED or UNAVAILABLE (with the reason), UNWANTED,
  * QUARANTINED (to be stored there) or still PENDING (to be stored as an event).
  * The endpoint cache must have been refreshed in this transaction.  Allocates
- * in CurrentMemoryContext.  before, if not null, is one that was examined
- * before in the same context.
+ * in CurrentMemoryContext.
+ *
+ * With identity_suffices a body whose identity is plain may be left unread: who
+ * finds its bytes stored needs no more of it.  Such a delivery is PENDING, and
+ * nothing else may be done with it before examine_unread.
  */
-extern void examine_delivery(Delivery *delivery, const Delivery *before);
+extern void examine_delivery(Delivery *delivery, bool identity_suffices);
+
+/*
+ * Reads the body of a delivery that was left unread, if it was: its outcome is
+ * PENDING or QUARANTINED then.  Allocates where examine_delivery did.
+ */
+extern void examine_unread(Delivery *delivery);
 
 /*
  * The second half of examine_delivery, for a delivery that is already known

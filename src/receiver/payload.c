@@ -9,7 +9,7 @@
  *
  * The body is signed, but that proves only who sent it.  PostgreSQL's JSON
  * parser gets it after a look at what it does not bound by itself: bytes that
- * are not UTF-8, nesting, and the size of numbers (payload_limits.h).
+ * are not UTF-8, nesting, and the size of numbers (payload_scan.h).
  */
 #include "postgres.h"
 
@@ -21,7 +21,7 @@
 #include "utils/memutils.h"
 
 #include "payload.h"
-#include "payload_limits.h"
+#include "payload_scan.h"
 
 const char *
 payload_check_limits(const char *body, Size length)
@@ -257,6 +257,20 @@ read_columns(Delivery *delivery, JsonbContainer *body, const char *event_id,
 }
 
 bool
+payload_read_identity(Delivery *delivery)
+{
+	PayloadIdentity identity;
+
+	if (!payload_scan_identity(delivery->body, delivery->body_length, &identity) ||
+		identity.event_id.length > IDENTITY_MAX || identity.event_type.length > IDENTITY_MAX)
+		return false;
+	delivery->event_id = pnstrdup(identity.event_id.start, identity.event_id.length);
+	delivery->event_type = pnstrdup(identity.event_type.start, identity.event_type.length);
+	delivery->v2 = identity.v2;
+	return true;
+}
+
+bool
 payload_read(Delivery *delivery, const char *event_id, const char *event_type)
 {
 	const char *problem = payload_check_limits(delivery->body, delivery->body_length);
@@ -268,7 +282,7 @@ payload_read(Delivery *delivery, const char *event_id, const char *event_type)
 							   ERRCODE_INVALID_TEXT_REPRESENTATION, problem);
 		return false;
 	}
-	if (delivery->payload == 0 && !parse_json(delivery))
+	if (!parse_json(delivery))
 		return false;
 	body = DatumGetJsonbP(delivery->payload);
 	if (!JB_ROOT_IS_OBJECT(body))

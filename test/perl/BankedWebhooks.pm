@@ -137,7 +137,8 @@ sub request
 # statuses, one list per connection, 0 where the connection ended instead.
 sub exchange_all
 {
-	my ($port, @lists) = @_;
+	my ($port, @requests) = @_;
+	my @lists = map { [@$_] } @requests;
 	my @connections = map { BankedWebhooks::Connection->new($port) } @lists;
 	my @statuses = map { [] } @lists;
 	my %open;

@@ -110,6 +110,47 @@ foreach my $first ('insertion', 'look')
 }
 
 # ---------------------------------------------------------------------------
+# A look takes the identity from a body that it does not parse
+# ---------------------------------------------------------------------------
+
+foreach my $first ('insertion', 'look')
+{
+	my $id = "plain-$first";
+	my $v3 = v3_event("v3-$first", 'payment_sent');
+	is($service->post('/hook', event($id, 'payment_sent')), 200, "$first first: an event");
+	is($service->post('/hook', $v3), 200, 'and one of v3');
+	is( store_together($first eq 'look',
+			[ $v3, at => $now - 10 ],
+			[ event($id, 'payment_sent') =~ s/"id"/"\\u0069d"/r ],
+			[ event('another', 'payment_sent') =~ s/\}$/,"id":"$id"}/r ],
+			[ event("another-$first", 'payment_sent', more => \qq({"id":"$id"})) ],
+			[ event($id, 'payment_sent') . '}' ],
+			[ event($id, 'payment_sent') =~ s/\}$//r ],
+			[ event($id, 'payment_sent', amount => \'1e100000') ],
+			[ event($id, 'payment_sent', reference => "\xff") ],
+			[ event($id . 'x' x 600, 'payment_sent') ]),
+		'200: 9; stored: 1, repetition: 1, changed: 2, quarantined: 5', 'each is what a parser makes of it');
+	is(rows($id) . ' ' . rows("another-$first") . ' ' . rows("v3-$first"), '1+2 1+0 1+0', 'and stands where it should');
+}
+
+# What endpoints refuse they refuse whatever came before.
+$service->register('/test', live => 'false');
+$service->register('/refunds', events => q(array['refund_*']));
+ok_until(sub { $service->post('/refunds', event('refund', 'refund_sent')) == 200 }, 'served');
+foreach my $look (0, 1)
+{
+	my $known = event('first', 'payment_sent');
+	is($service->post('/hook', $look ? $known : event('not a repetition', 'payment_sent')), 200, $look ? 'after a repetition' : 'after an event');
+	$service->wait_until_counted;
+	my %before = map { $_ => $service->stat('deliveries', { outcome => $_ }) } qw(unwanted quarantined);
+	is($service->post($look ? '/test' : '/refunds', $known), 200, 'a known event at another endpoint');
+	is($service->post('/hook', $known), 200, 'repeated');
+	is($service->post($look ? '/refunds' : '/test', $known), 200, 'and at a third');
+	$service->wait_until_counted;
+	is($service->stat('deliveries', { outcome => $_ }), $before{$_} + 1, $_) foreach qw(unwanted quarantined);
+}
+
+# ---------------------------------------------------------------------------
 # Repetitions alone write nothing, and are as durable as what they repeat
 # ---------------------------------------------------------------------------
 
@@ -193,7 +234,7 @@ is($service->sql("select reason, sqlstate from banked.quarantine where reason <>
 is($service->sql('select string_agg(event_id, $$ $$ order by event_id) from public.orders'), 'one two', 'the others are stored');
 
 # ---------------------------------------------------------------------------
-# The same bytes one after the other, which are parsed once
+# The same bytes one after the other
 # ---------------------------------------------------------------------------
 
 is( store_together(0,

@@ -76,6 +76,13 @@ is($service->sql(q(select count(*) from (select payload::text::jsonb, payload ->
 	my ($receiver) = $service->pids('receiver');
 	my @lists = map { [ map { request('/hook', mutate($seeds[ rand @seeds ])) } 1 .. 50 ] } 1 .. 10;
 	is(tally(exchange_all($service->port, @lists)), '200: 500', 'by HTTP, too') or diag "BODIES_SEED=$seed";
+
+	# And all again, in batches of which most is repetitions: what is stored is not parsed then.
+	my $rows = q(select count(*), max(seq) from banked.history);
+	my $before = $service->sql($rows);
+	my @repetitions = map { [ (request('/hook', event('first', 'payment_sent'))) x 100 ] } 1 .. 20;
+	is(tally(exchange_all($service->port, @repetitions, @lists)), '200: 2500', 'and again, among repetitions') or diag "BODIES_SEED=$seed";
+	is($service->sql($rows), $before, 'which stores no event twice') or diag "BODIES_SEED=$seed";
 	is(($service->pids('receiver'))[0], $receiver, 'the receiver is the same process');
 }
 $service->check_log;
