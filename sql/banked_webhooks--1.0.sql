@@ -727,7 +727,7 @@ BEGIN
 		COMMENT ON SEQUENCE banked.quarantine_quarantine_id_seq IS 'for quarantine.quarantine_id';
 		COMMENT ON COLUMN banked.quarantine.quarantine_id IS 'for reprocess() and dismiss()';
 		COMMENT ON COLUMN banked.quarantine.endpoint_id IS 'the endpoint that received it';
-		COMMENT ON COLUMN banked.quarantine.received_at IS 'arrival of the delivery';
+		COMMENT ON COLUMN banked.quarantine.received_at IS 'arrival of the delivery; when a v2 event comes again with the same bytes, of the last';
 		COMMENT ON COLUMN banked.quarantine.signed_at IS 'the time that was signed with the body';
 		COMMENT ON COLUMN banked.quarantine.key_id IS 'the key of signing_keys under which the signature was found right';
 		COMMENT ON COLUMN banked.quarantine.signature IS 'the HMAC-SHA256 that came with the body';

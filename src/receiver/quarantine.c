@@ -15,15 +15,22 @@
 #include "quarantine.h"
 #include "statements.h"
 
+/*
+ * The same bytes are kept once.  A recurrence of them stands for the earlier
+ * delivery too: of a mandate that became active, was suspended and is active
+ * again, the last must not be what gets lost.
+ */
 static Statement insert_quarantine = {
 	.sql = "INSERT INTO banked.quarantine (endpoint_id, received_at, signed_at, key_id, signature, "
 	"body, body_sha256, reason, sqlstate, message, next_attempt_at) "
 	"VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, "
 	"CASE WHEN $8 = 'trigger_error' THEN clock_timestamp() + interval '1 minute' END) "
-	"ON CONFLICT DO NOTHING",
-	.nargs = 10,
+	"ON CONFLICT (endpoint_id, body_sha256) DO UPDATE SET received_at = excluded.received_at, "
+	"signed_at = excluded.signed_at, key_id = excluded.key_id, signature = excluded.signature "
+	"WHERE $11 AND quarantine.signed_at < excluded.signed_at AND quarantine.dismissed_at IS NULL",
+	.nargs = 11,
 	.argtypes = {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, UUIDOID, BYTEAOID,
-	BYTEAOID, BYTEAOID, TEXTOID, TEXTOID, TEXTOID}
+	BYTEAOID, BYTEAOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID}
 };
 
 /* The longest message that is kept, in bytes: one of a trigger may quote a whole body. */
@@ -91,13 +98,20 @@ null_flag(bool isnull)
 	return isnull ? 'n' : ' ';
 }
 
+/* In v2 the resource's id is that of all its events, and one of them may come again with the same bytes. */
+static bool
+may_recur(const Delivery *delivery)
+{
+	return delivery->v2 && delivery->event_id != NULL && delivery->event_type != NULL;
+}
+
 void
 quarantine_put(Delivery *delivery)
 {
 	const char *reason = delivery_quarantine_reason(delivery->reason);
 	const char *sqlstate = delivery->sqlstate == 0 ? NULL : unpack_sql_state(delivery->sqlstate);
-	Datum		values[10] = {0};
-	char		nulls[11] = "          ";
+	Datum		values[11] = {0};
+	char		nulls[12] = "           ";
 	Identity	before;
 
 	SPI_connect();
@@ -118,6 +132,7 @@ quarantine_put(Delivery *delivery)
 		nulls[9] = null_flag(delivery->message == NULL);
 		values[9] = delivery->message == NULL ? (Datum) 0 :
 			statements_clipped_text(delivery->message, MAX_MESSAGE);
+		values[10] = BoolGetDatum(may_recur(delivery));
 		(void) statements_run(&insert_quarantine, values, nulls, 0);
 	}
 	else

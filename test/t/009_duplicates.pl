@@ -90,6 +90,34 @@ srand 20240229;
 	is($service->sql(q(select count(*) from banked.event_revisions where event_id = 'mandate')), 1, 'a repetition');
 }
 
+# The same, while a trigger refuses it: the last delivery is what will be stored.
+{
+	my $now = int time;
+	my $active = event('refused', 'mandate_active');
+	my $row = q(select q.signed_at = to_timestamp(%d), e.path, count(*) over () from banked.quarantine as q join banked.endpoints as e using (endpoint_id));
+	$service->sql(<<'SQL');
+create function public.refuse() returns trigger language plpgsql as $$ begin raise exception 'not now'; end $$;
+create trigger refuse before insert on banked.events for each row when (new.event_type = 'mandate_active' and new.event_id = 'refused') execute function public.refuse();
+SQL
+	is($service->post('/hook', $active, at => $now - 100), 200, 'active, but refused');
+	is($service->post('/hook', event('refused', 'mandate_suspended'), at => $now - 50), 200, 'suspended');
+	is($service->post('/hook', $active, at => $now), 200, 'active again, and refused');
+	is($service->sql(sprintf $row, $now), 't|/hook|1', 'one row of quarantine, of the last delivery');
+	is($service->post('/hook', $active, at => $now - 10), 200, 'one that was signed earlier');
+	is($service->sql(sprintf $row, $now), 't|/hook|1', 'changes nothing');
+	is($service->post('/hook', '{"id":"refused"}', at => $now - $_), 200, 'one without identity') foreach 20, 10;
+	is($service->sql(q(select extract(epoch from signed_at)::bigint from banked.quarantine where reason = 'missing_identity')), $now - 20, 'stays the first');
+	$service->sql(q(select banked.dismiss(quarantine_id, 'test') from banked.quarantine));
+	is($service->post('/hook', $active, at => $now + 10), 200, 'one of which nothing is wanted');
+	is($service->sql(sprintf "$row where reason <> 'missing_identity'", $now), 't|/hook|1', 'stays what it is');
+	$service->sql('drop trigger refuse on banked.events');
+	is($service->sql(q(select (banked.reprocess(quarantine_id)).outcome from banked.quarantine where reason <> 'missing_identity')), 'stored', 'the trigger is gone');
+	is($service->sql(q(select string_agg(event_type, ', ' order by received_at) from banked.history where event_id = 'refused')),
+		'mandate_suspended, mandate_active', 'the mandate is active');
+	is($service->sql(q(select bool_and(banked.verify_event(event_id, event_type)) from banked.events where event_id = 'refused')), 't', 'and the signature is that of the row');
+	$service->sql('delete from banked.quarantine');
+}
+
 # The quarantine holds each broken delivery once.
 {
 	my @lists = map { [ shuffle map { request('/hook', "{broken $_") } 1 .. 10 ] } 1 .. 32;
@@ -108,5 +136,6 @@ ok_until(
 	'events_since shows everything');
 ok($service->sql(q(select bool_or(value > 1) from banked.stats() where metric = 'batch_mean')) eq 't', 'deliveries were stored in batches');
 
+$service->allow('was put into quarantine');
 $service->check_log;
 done_testing();
