@@ -142,6 +142,9 @@ take_step(void *argument)
 	Attempt    *attempt = argument;
 	Delivery  **deliveries = attempt->deliveries;
 
+	/* Alone, perhaps after others have failed with it, an invalid body is not to depend on the events. */
+	if (attempt->count == 1)
+		examine_unread(deliveries[0]);
 	switch (attempt->step)
 	{
 		case STEP_WRITE:
@@ -156,8 +159,7 @@ take_step(void *argument)
 
 				if (!event_store_write_known(delivery))
 				{
-					if (delivery->judged == OUTCOME_PENDING)
-						delivery_to_quarantine(delivery, reason, sqlstate, message);
+					delivery_to_quarantine(delivery, reason, sqlstate, message);
 					quarantine_put(delivery);
 				}
 				break;

@@ -82,7 +82,7 @@ typedef struct Delivery
 	int			revision;
 	const char *stored_id;		/* identity of the row that it became, null when none */
 	const char *stored_type;
-	struct Delivery *same_as;	/* an earlier one of the batch with the same bytes and signature */
+	struct Delivery *same_as;	/* an earlier one of the batch with the same endpoint, bytes and signature */
 } Delivery;
 
 /* Marks a delivery for quarantine.  message, null or not, must live as long as the delivery. */

@@ -144,13 +144,14 @@ compare_identities(const void *a, const void *b)
 	return result != 0 ? result : compare_times(left, right);
 }
 
-/* One of some deliveries of the same identity that has the same bytes and signature, or null. */
+/* One of some deliveries of the same identity that has the same endpoint, bytes and signature, or null. */
 static Delivery *
 find_same(Delivery **candidates, int count, const Delivery *delivery)
 {
 	for (int i = 0; i < count; i++)
 	{
-		if (memcmp(candidates[i]->signature, delivery->signature, SIGNATURE_SIZE) == 0 &&
+		if (memcmp(&candidates[i]->endpoint_id, &delivery->endpoint_id, sizeof(pg_uuid_t)) == 0 &&
+			memcmp(candidates[i]->signature, delivery->signature, SIGNATURE_SIZE) == 0 &&
 			memcmp(candidates[i]->body_sha256, delivery->body_sha256, SIGNATURE_SIZE) == 0)
 			return candidates[i];
 	}
@@ -396,7 +397,6 @@ event_store_write_known(Delivery *delivery)
 	StoredRow  *rows;
 	Identity	before;
 
-	examine_unread(delivery);
 	if (delivery->judged != OUTCOME_PENDING)
 		return false;
 	delivery->outcome = OUTCOME_PENDING;

@@ -28,7 +28,7 @@ sub waits_for_lock
 		where backend_type = 'banked_webhooks receiver' and wait_event_type = 'Lock')) > 0;
 }
 
-# Stores deliveries, [body, options...], in one batch and in this order of
+# Stores deliveries, [body, options...] (a path may be one), in one batch and in this order of
 # arrival: they wait while another one, which is known or not, is held back by
 # a lock.  Returns what became of them, as "200: 3; stored: 2, repetition: 1".
 sub store_together { return store_in_batches(1, @_) }
@@ -50,8 +50,10 @@ sub store_in_batches
 	wait_until(\&waits_for_lock) or die 'the receiver does not wait';
 	foreach my $delivery (@deliveries)
 	{
+		my ($body, %options) = @$delivery;
+		my $path = delete $options{path} // '/hook';
 		push @clients, $service->connect;
-		$clients[-1]->send(request('/hook', @$delivery));
+		$clients[-1]->send(request($path, $body, %options));
 		# The gateway has taken that one when it answers this.
 		die 'no answer' unless $service->post('/nowhere', '') == 404;
 	}
@@ -132,6 +134,64 @@ foreach my $first ('insertion', 'look')
 		'200: 9; stored: 1, repetition: 1, changed: 2, quarantined: 5', 'each is what a parser makes of it');
 	is(rows($id) . ' ' . rows("another-$first") . ' ' . rows("v3-$first"), '1+2 1+0 1+0', 'and stands where it should');
 }
+
+# The same bytes at two endpoints are two rows of quarantine.
+$service->register('/twin');
+ok_until(sub { $service->post('/twin', event('first', 'payment_sent')) == 200 }, 'served');
+foreach my $first ('insertion', 'look')
+{
+	my $body = event("broken-$first", 'payment_sent', amount => \'1e100000');
+	is( store_together($first eq 'look',
+			[ $body, at => $now ],
+			[ $body, at => $now, path => '/twin' ],
+			[ $body, at => $now ]),
+		'200: 3; quarantined: 3', "$first first: a broken body at two endpoints");
+	is($service->sql("select count(distinct endpoint_id) || ' of ' || count(*) from banked.quarantine where encode(body, 'escape') like '%broken-$first%'"), '2 of 2', 'is kept for each');
+}
+
+# What happens to the events is nothing to an invalid body.
+{
+	my $body = event('broken', 'payment_sent', amount => \'1e100000');
+	my $locker = $service->session;
+	is($service->post('/hook', event('first', 'payment_sent')), 200, 'after a repetition');
+	$locker->query_safe('begin');
+	$locker->query_safe('lock table banked.events in access exclusive mode');
+	is($service->post('/hook', $body, at => $now), 200, 'an invalid body, while events is locked');
+	$locker->query_safe('rollback');
+	$locker->quit;
+
+	$service->sql('revoke select on banked.event_revisions from banked_webhooks_worker');
+	is( store_together(1,
+			[ event('first', 'payment_sent') ],
+			[ event('broken too', 'payment_sent', amount => \'1e100000') ],
+			[ event('first', 'payment_sent') . '}' ]),
+		'200: 3; repetition: -1, quarantined: 4', 'while the look for known events fails, also for the one that was held back');
+	$service->sql('grant select on banked.event_revisions to banked_webhooks_worker');
+	is($service->sql(q(select string_agg(reason, ' ' order by quarantine_id) from (select * from banked.quarantine order by quarantine_id desc limit 4) as last)),
+		'invalid_json trigger_error invalid_json invalid_json', 'each has its own reason');
+	is($service->sql(q(select banked.reprocess(quarantine_id) from banked.quarantine where reason = 'trigger_error')), '(200,repetition,first,payment_sent)', 'the repetition is one again');
+}
+
+# A batch that fails after bodies were read is stored all the same.
+$service->sql(<<'SQL');
+create function public.object() returns trigger language plpgsql as $$ begin raise exception 'at the commit'; end $$;
+create constraint trigger object after insert on banked.events deferrable initially deferred
+	for each row when (new.resource_id like 'objectionable%') execute function public.object();
+SQL
+foreach my $first ('insertion', 'look')
+{
+	is( store_together($first eq 'look',
+			[ event('first', 'payment_sent') ],
+			[ event("fine-$first", 'payment_sent', more => 'x' x 5000) ],
+			[ event("objectionable-$first", 'payment_sent') ],
+			[ event("fine-$first", 'payment_sent', more => 'y' x 5000) ],
+			[ v3_event("fine-v3-$first", 'payment_sent') ]),
+		'200: 5; stored: 2, repetition: 1, changed: 1, quarantined: 1', "$first first: a trigger that raises at the commit");
+	is(rows("fine-$first") . ' ' . rows("fine-v3-$first") . ' ' . rows("objectionable-$first"), '1+1 1+0 0+0', 'spoils nothing else');
+	is($service->sql("select bool_and(payload = convert_from(body, 'UTF8')::jsonb) from banked.history where event_id like 'fine%'"), 't', 'nor a payload');
+}
+$service->sql('drop trigger object on banked.events');
+$service->sql('delete from banked.quarantine');
 
 # What endpoints refuse they refuse whatever came before.
 $service->register('/test', live => 'false');
