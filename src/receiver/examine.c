@@ -169,7 +169,8 @@ examine_unread(Delivery *delivery)
 {
 	MemoryContext old;
 
-	if (!delivery->unread)
+	/* It may have been sent to quarantine for what it is known to do. */
+	if (!delivery->unread || delivery->judged != OUTCOME_PENDING)
 		return;
 	/* An attempt to store it may fail, and the next one finds it read. */
 	old = MemoryContextSwitchTo(GetMemoryChunkContext(delivery->event_id));

@@ -149,7 +149,10 @@ is($service->sql(q(select octet_length(message), message = repeat(U&'\00e9', 409
 	my $ended = () = $service->log_since($mark) =~ /a receiver of webhooks ends, since/g;
 	ok($ended <= 2, 'two receivers at most had to end');
 	is(tally(map { deliver("near-stubborn-$_") } 1, 2), '200: 2', 'others are stored');
+	my ($receiver) = $service->pids('receiver');
 	is(deliver('stubborn'), 200, 'once known it is no further trouble');
+	is(tally(map { deliver($_) } 'near-stubborn-1', 'stubborn'), '200: 2', 'nor after a repetition');
+	is(($service->pids('receiver'))[0], $receiver, 'for the same process');
 }
 
 # One that waits for a lock.
