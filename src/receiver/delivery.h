@@ -61,10 +61,9 @@ typedef struct Delivery
 	int8		live;			/* 1, 0, -1 unknown */
 	bool		test;
 	bool		v2;
-	bool		unread;			/* of all these only event_id, event_type and v2 are there yet */
 	bool		bare_mandate;	/* see endpoint_wants */
 	char	   *api_version;
-	Datum		payload;		/* jsonb, palloc'ed; 0 until parsed */
+	Datum		payload;		/* jsonb, palloc'ed; 0 until the body is read (see examine_unread) */
 
 	/* what became of it */
 	Outcome		judged;			/* the outcome that examine_delivery gave */

@@ -147,7 +147,6 @@ examine_delivery(Delivery *delivery, bool identity_suffices)
 	const Endpoint *endpoint;
 
 	delivery->outcome = OUTCOME_PENDING;
-	delivery->unread = false;
 	if (!authenticate(delivery, &endpoint))
 	{
 		delivery->judged = delivery->outcome;
@@ -157,9 +156,8 @@ examine_delivery(Delivery *delivery, bool identity_suffices)
 	delivery->authentic = true;
 	if (!signature_sha256(delivery->body, delivery->body_length, delivery->body_sha256))
 		elog(ERROR, "could not compute the SHA-256 of a body");
-	if (identity_suffices && !has_rules(endpoint) && payload_read_identity(delivery))
-		delivery->unread = true;
-	else if (payload_read(delivery, NULL, NULL))
+	if (!(identity_suffices && !has_rules(endpoint) && payload_read_identity(delivery)) &&
+		payload_read(delivery, NULL, NULL))
 		apply_rules(delivery, endpoint);
 	delivery->judged = delivery->outcome;
 }
@@ -169,14 +167,13 @@ examine_unread(Delivery *delivery)
 {
 	MemoryContext old;
 
-	/* It may have been sent to quarantine for what it is known to do. */
-	if (!delivery->unread || delivery->judged != OUTCOME_PENDING)
+	/* One that is not pending may have been sent to quarantine for what it is known to do. */
+	if (delivery->judged != OUTCOME_PENDING || delivery->payload != 0)
 		return;
 	/* An attempt to store it may fail, and the next one finds it read. */
 	old = MemoryContextSwitchTo(GetMemoryChunkContext(delivery->event_id));
 	delivery->outcome = OUTCOME_PENDING;
 	(void) payload_read(delivery, NULL, NULL);
-	delivery->unread = false;
 	delivery->judged = delivery->outcome;
 	MemoryContextSwitchTo(old);
 }

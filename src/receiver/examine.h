@@ -15,8 +15,8 @@
  * in CurrentMemoryContext.
  *
  * With identity_suffices a body whose identity is plain may be left unread: who
- * finds its bytes stored needs no more of it.  Such a delivery is PENDING; to
- * store it as an event takes examine_unread first.
+ * finds its bytes stored needs no more of it.  Such a delivery is PENDING without
+ * a payload; to store it as an event takes examine_unread first.
  */
 extern void examine_delivery(Delivery *delivery, bool identity_suffices);
 

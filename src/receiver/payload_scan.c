@@ -116,21 +116,29 @@ is_key(const PayloadText *key, const char *name)
 	return key->length == strlen(name) && memcmp(key->start, name, key->length) == 0;
 }
 
-/* Takes what stands at value if the key is one of those that make an identity; false when it is not plain. */
+/* What makes an identity, of v2 or v3. */
+typedef struct Members
+{
+	PayloadText id;
+	PayloadText webhook_event;
+	PayloadText type;
+	bool		has_data;		/* an object */
+} Members;
+
+/* Takes what stands at value if the key is one of the members; false when it is not plain. */
 static bool
-take_member(const PayloadText *key, const char *value, const char *end, PayloadText *event_id,
-			PayloadText *webhook_event, PayloadText *type, bool *has_data)
+take_member(Members *members, const PayloadText *key, const char *value, const char *end)
 {
 	PayloadText *wanted = NULL;
 
 	if (is_key(key, "id"))
-		wanted = event_id;
+		wanted = &members->id;
 	else if (is_key(key, "webhook_event"))
-		wanted = webhook_event;
+		wanted = &members->webhook_event;
 	else if (is_key(key, "type"))
-		wanted = type;
+		wanted = &members->type;
 	else if (is_key(key, "data"))
-		*has_data = value < end && *value == '{';
+		members->has_data = value < end && *value == '{';
 	return wanted == NULL || (value < end && *value == '"' && read_plain(value, end, wanted));
 }
 
@@ -143,10 +151,7 @@ payload_scan_identity(const char *body, size_t length, PayloadIdentity *identity
 {
 	const char *end = body + length;
 	const char *p = skip_space(body, end);
-	PayloadText event_id = {NULL, 0};
-	PayloadText webhook_event = {NULL, 0};
-	PayloadText type = {NULL, 0};
-	bool		has_data = false;
+	Members		members = {0};
 	int			nesting = 0;
 
 	if (p >= end || *p != '{')
@@ -176,17 +181,16 @@ payload_scan_identity(const char *body, size_t length, PayloadIdentity *identity
 						break;
 					/* A name with an escape may be any. */
 					if (!read_plain(start, end, &name) ||
-						!take_member(&name, skip_space(value + 1, end), end,
-									 &event_id, &webhook_event, &type, &has_data))
+						!take_member(&members, &name, skip_space(value + 1, end), end))
 						return false;
 				}
 				break;
 		}
 	}
 
-	identity->v2 = webhook_event.start != NULL;
-	identity->event_id = event_id;
-	identity->event_type = identity->v2 ? webhook_event : type;
-	return event_id.start != NULL && identity->event_type.start != NULL &&
-		(identity->v2 || has_data);
+	identity->v2 = members.webhook_event.start != NULL;
+	identity->event_id = members.id;
+	identity->event_type = identity->v2 ? members.webhook_event : members.type;
+	return identity->event_id.start != NULL && identity->event_type.start != NULL &&
+		(identity->v2 || members.has_data);
 }
