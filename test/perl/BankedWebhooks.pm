@@ -317,6 +317,16 @@ sub sql
 	return $self->node->safe_psql($database // 'postgres', $query);
 }
 
+# What a query gives while the server may be restarting; the empty string when
+# it gives nothing.  (psql that gets no connection may be gone before it was
+# told what to ask: then writing to it fails.)
+sub sql_if_up
+{
+	my ($self, $query) = @_;
+	my ($status, $result) = eval { $self->node->psql('postgres', $query) };
+	return $result // '';
+}
+
 # Runs SQL that must fail; returns what psql says, SQLSTATE included.  The
 # server's log may then hold the error.
 sub sql_error

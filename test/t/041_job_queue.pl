@@ -206,7 +206,7 @@ $service->allow('was terminated by signal 9', 'terminating connection because of
 	'in the middle of its shutdown', 'the database system is (?:in recovery mode|not yet accepting connections|starting up)', 'terminating any other active');
 my ($victim) = $service->sql(q(select worker_pid from banked.jobs where handler = 'killed'));
 kill 'KILL', $victim;
-ok_until(sub { my ($ret, $out) = $node->psql('postgres', q(select count(*) from banked.jobs where handler = 'killed' and state = 'done')); ($out // '') eq '1' }, 'its job is done after the restart');
+ok_until(sub { $service->sql_if_up(q(select count(*) from banked.jobs where handler = 'killed' and state = 'done')) eq '1' }, 'its job is done after the restart');
 $gate->quit;		# its connection has ended with the others
 is($service->sql(q(select attempts from banked.jobs where handler = 'killed')), 2, 'in the second attempt');
 is($service->sql(q(select reason from banked.job_attempts join banked.jobs using (job_id) where handler = 'killed')), 'crashed', 'the first has crashed');
@@ -224,7 +224,7 @@ deliver_many(crowd => 24);
 ok_until(sub { $service->sql(q(select count(*) > 1 and bool_or(event_id = 'crowd-20') from banked.jobs where handler = 'crowd' and state = 'running')) eq 't' }, 'a worker has claimed several jobs, and one of them does not end');
 ($victim) = $service->sql(q(select worker_pid from banked.jobs where event_id = 'crowd-20'));
 kill 'KILL', $victim;
-ok_until(sub { my ($ret, $out) = $node->psql('postgres', q(select count(*) from banked.jobs where handler = 'crowd' and state in ('done', 'dead'))); ($out // '') eq '24' }, 'all of them end after the restart');
+ok_until(sub { $service->sql_if_up(q(select count(*) from banked.jobs where handler = 'crowd' and state in ('done', 'dead'))) eq '24' }, 'all of them end after the restart');
 is(count_jobs(crowd => 'dead'), 0, 'and none has lost its only attempt');
 
 # A shutdown does not count.
