@@ -327,6 +327,9 @@ sub sql_if_up
 	return $result // '';
 }
 
+# Does the server take a connection?
+sub is_up { return $_[0]->sql_if_up('select 1') eq '1' }
+
 # Runs SQL that must fail; returns what psql says, SQLSTATE included.  The
 # server's log may then hold the error.
 sub sql_error

@@ -148,7 +148,7 @@ SKIP:
 		exit 127;
 	}
 	$service->allow('the database system is starting up');
-	ok_until(sub { $node->raw_connect_works && eval { $node->psql('postgres', 'select 1') == 0 } }, 'the server runs as a subreaper');
+	ok_until(sub { $node->raw_connect_works && $service->is_up }, 'the server runs as a subreaper');
 	$node->_update_pid(1);
 	ok(served(), 'and serves');
 	my $session = $service->session;

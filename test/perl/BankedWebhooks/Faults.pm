@@ -276,7 +276,7 @@ sub start_as_subreaper
 		syscall($call, 36, 1, 0, 0, 0) == 0 && exec "$bindir/postgres", '-D', $node->data_dir;
 		POSIX::_exit(1);
 	}
-	wait_until(sub { BankedWebhooks::Soak::answers($node) }) or die "no server\n";
+	wait_until(sub { $soak->service->is_up }) or die "no server\n";
 	$node->_update_pid(1);
 	return;
 }
@@ -396,14 +396,14 @@ $faults{wal_full} = {
 		# Segments that are kept for reuse are used up first.
 		wait_until(
 			sub {
-				eval { $node->psql('postgres', 'select pg_switch_wal()') };
+				$soak->service->sql_if_up('select pg_switch_wal()');
 				$soak->service->log_since($mark) =~ /PANIC:/;
 			},
 			15) or $soak->violation('no PANIC');
 		usleep 300_000;
 		unlink $filler;
 		# Depending on where it ran out of room the server has given up, or tries again by itself.
-		unless (wait_until(sub { BankedWebhooks::Soak::answers($node) }, 2))
+		unless (wait_until(sub { $soak->service->is_up }, 2))
 		{
 			$node->stop('immediate', fail_ok => 1);
 			$node->_update_pid(-1);

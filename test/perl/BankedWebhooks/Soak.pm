@@ -204,19 +204,11 @@ sub expect_service
 	return $served;
 }
 
-# Does the server take a connection?  psql that gets none may be gone before it was told what to ask.
-sub answers
-{
-	my ($node) = @_;
-	return eval { $node->psql('postgres', 'select 1') == 0 };
-}
-
 # Waits until the server takes connections.
 sub expect_server
 {
 	my ($self, $limit) = @_;
-	my $node = $self->service->node;
-	my $up = wait_until(sub { answers($node) }, $limit // 20);
+	my $up = wait_until(sub { $self->service->is_up }, $limit // 20);
 
 	$self->violation('the server is not back') unless $up;
 	return $up;
