@@ -432,19 +432,31 @@ reason_of(const Transfer *transfer, CURLcode result)
 	return reason;
 }
 
+/*
+ * Has more come than is read?  libcurl has a limit of its own for a line of the
+ * headers, and takes one that is longer for a lack of memory.
+ */
+static bool
+is_too_large(const Transfer *transfer, CURLcode result)
+{
+	return transfer->too_large ||
+		(result == CURLE_OUT_OF_MEMORY && transfer->headers_length > 0 && !transfer->out_of_memory);
+}
+
 /* Raises the error of a transfer that failed. */
 static void
 report(const Transfer *transfer, const HttpRequest *request, CURLcode result)
 {
 	int			sqlstate = sqlstate_of(transfer, result);
 
-	if (transfer->out_of_memory || result == CURLE_OUT_OF_MEMORY)
-		out_of_memory();
-	if (transfer->too_large)
+	if (is_too_large(transfer, result))
 		ereport(ERROR,
 				(errcode(ERRCODE_API_ANSWER_UNUSABLE),
 				 errmsg("%s %s: the answer is too large", request->method, server_of(request->url)),
-				 errdetail("At most %d bytes of an answer are read.", HTTP_MAX_ANSWER)));
+				 errdetail("At most %d kB of a body are read, %d kB of headers, and of one header what libcurl takes.",
+						   HTTP_MAX_ANSWER / 1024, MAX_HEADERS / 1024)));
+	if (transfer->out_of_memory || result == CURLE_OUT_OF_MEMORY)
+		out_of_memory();
 	ereport(ERROR,
 			(errcode(sqlstate),
 			 errmsg("%s %s: %s", request->method, server_of(request->url), failure_text(sqlstate)),

@@ -151,6 +151,8 @@ like(error_of({ status => 200, body => 'no JSON' }), qr/WH005: Banked's answer t
 like(error_of({ status => 200, body => '[' x 10000 }), qr/WH005: .* is not JSON/, 'nested without end');
 like(error_of({ status => 200, body => '{"a": 1}' }), qr/WH005: Banked's answer holds no list of webhooks/, 'no list');
 like(error_of({ status => 200, body => '"' . 'x' x 1_100_000 . '"' }), qr/WH005: .*the answer is too large/, 'more than a megabyte');
+like(error_of({ status => 200, body => '[]', headers => { 'X-Long' => 'x' x 150_000 } }), qr/WH005: .*the answer is too large/, 'a header that is too long');
+like(error_of({ status => 200, body => '[]', headers => { map { ("X-$_" => 'x' x 60_000) } 1 .. 5 } }), qr/WH005: .*the answer is too large/, 'too many headers');
 like(error_of({ mode => 'garbage' }), qr/WH005: GET https:\/\/127\.0\.0\.1:\d+: the answer cannot be used/, 'garbage');
 like(error_of({ mode => 'endless' }), qr/WH005: .*the answer is too large/, 'an endless body');
 like(error_of({ mode => 'close' }), qr/WH004: .*the connection ended before the answer did/, 'a connection that ends');
