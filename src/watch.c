@@ -63,29 +63,32 @@ static bool config_changed = false;
 static bool service_changed = false;
 static ReadyJobs ready_jobs[MAX_READY];
 static int	ready_count = 0;
-static DatabaseHold *my_hold = NULL;
+static bool holds_taken = false;
 static bool exit_callback_registered = false;
 
 bool		watch_guards_session = false;
 
-/* Gives the session's hold back; after the end of a transaction and at exit. */
+/* Gives the session's holds back; after the end of a transaction and at exit. */
 static void
-release_hold(void)
+release_holds(void)
 {
-	if (my_hold == NULL)
+	if (!holds_taken)
 		return;
+	holds_taken = false;
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	my_hold->database = InvalidOid;
-	my_hold->pid = 0;
-	my_hold = NULL;
+	for (int i = 0; i < MAX_HOLDS; i++)
+	{
+		if (shared_state->holds[i].pid == MyProcPid)
+			memset(&shared_state->holds[i], 0, sizeof(DatabaseHold));
+	}
 	counters_wake_launcher();
 	LWLockRelease(shared_state->lock);
 }
 
 static void
-release_hold_at_exit(int code, Datum arg)
+release_holds_at_exit(int code, Datum arg)
 {
-	release_hold();
+	release_holds();
 }
 
 static void
@@ -119,7 +122,7 @@ transaction_ended(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, vo
 	config_changed = false;
 	service_changed = false;
 	ready_count = 0;
-	release_hold();
+	release_holds();
 }
 
 static void
@@ -150,34 +153,49 @@ database_has_receivers(Oid database)
 	return false;
 }
 
-/* Takes a free hold on a served database; returns false when there is nothing to hold. */
+/* The session's hold on a database, else a free one, else null.  Caller holds the lock. */
+static DatabaseHold *
+find_hold(Oid database)
+{
+	DatabaseHold *found = NULL;
+
+	for (int i = 0; i < MAX_HOLDS; i++)
+	{
+		DatabaseHold *hold = &shared_state->holds[i];
+
+		if (hold->pid == MyProcPid && hold->database == database)
+			return hold;
+		if (found == NULL && !OidIsValid(hold->database))
+			found = hold;
+	}
+	return found;
+}
+
+/* Takes a hold on a served database; returns false when there is nothing to hold. */
 static bool
 take_hold(Oid database, bool handlers_only)
 {
+	DatabaseHold *hold = NULL;
+
 	if (!exit_callback_registered)
 	{
-		before_shmem_exit(release_hold_at_exit, 0);
+		before_shmem_exit(release_holds_at_exit, 0);
 		exit_callback_registered = true;
 	}
 
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	if (counters_database_is_served(database) && my_hold == NULL)
+	if (counters_database_is_served(database))
+		hold = find_hold(database);
+	if (hold != NULL)
 	{
-		for (int i = 0; i < MAX_HOLDS && my_hold == NULL; i++)
-		{
-			if (!OidIsValid(shared_state->holds[i].database))
-				my_hold = &shared_state->holds[i];
-		}
-		if (my_hold != NULL)
-		{
-			my_hold->database = database;
-			my_hold->pid = MyProcPid;
-			my_hold->handlers_only = handlers_only;
-			counters_wake_launcher();
-		}
+		hold->handlers_only = handlers_only && (hold->handlers_only || !OidIsValid(hold->database));
+		hold->database = database;
+		hold->pid = MyProcPid;
+		holds_taken = true;
+		counters_wake_launcher();
 	}
 	LWLockRelease(shared_state->lock);
-	return my_hold != NULL;
+	return hold != NULL;
 }
 
 /* Keeps a database free of receivers until this transaction ends. */
@@ -389,12 +407,32 @@ refuse_to_triggers(Node *command)
 				 errmsg("role \"%s\" cannot alter itself", WORKER_ROLE)));
 }
 
+/* Does the command change what receivers do, in a way that nothing but itself tells? */
+static bool
+changes_service(Node *command)
+{
+	switch (nodeTag(command))
+	{
+		case T_TransactionStmt:
+			/* The marks of the prepared transaction are gone: assume the most. */
+			return castNode(TransactionStmt, command)->kind == TRANS_STMT_COMMIT_PREPARED;
+		case T_AlterDatabaseSetStmt:
+		case T_AlterRoleSetStmt:
+			/* Where a receiver listens may be another place now. */
+			return true;
+		default:
+			return false;
+	}
+}
+
+/* The command may be freed when it has run: a ROLLBACK ends what its plan was kept for. */
 static void
 process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 				ProcessUtilityContext context, ParamListInfo params,
 				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
 {
 	Node	   *command = pstmt->utilityStmt;
+	bool		changes = changes_service(command);
 
 	refuse_to_triggers(command);
 	if (shared_state != NULL)
@@ -406,14 +444,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	else
 		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
 								params, queryEnv, dest, qc);
-
-	/* The marks of the prepared transaction are gone: assume the most. */
-	if (IsA(command, TransactionStmt) &&
-		((TransactionStmt *) command)->kind == TRANS_STMT_COMMIT_PREPARED)
-		watch_service_changed();
-
-	/* ALTER DATABASE or ROLE ... SET: where a receiver listens may have changed. */
-	if (IsA(command, AlterDatabaseSetStmt) || IsA(command, AlterRoleSetStmt))
+	if (changes)
 		watch_service_changed();
 }
 

@@ -150,6 +150,13 @@ ok(served(), 'which serves');
 
 # Other databases do not notice us.
 $service->sql('create database other');
+{
+	my $start = time;
+	$service->sql('begin; alter database second rename to third; alter database postgres rename to fourth; rollback', 'other');
+	ok(time - $start < 5, 'two served ones can be renamed in one transaction');
+	ok_until(sub { can_connect($_) }, 'and are served again when it is rolled back') foreach $port, $second_port;
+	ok(served(), 'with all they had');
+}
 ok(duration('drop database other') < 5, 'DROP DATABASE of another database does not wait');
 
 # The served one can be copied, renamed and dropped.
