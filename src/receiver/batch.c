@@ -99,10 +99,18 @@ log_line_allowed(void)
 	return lines++ < LOG_LINES_PER_SECOND;
 }
 
+/* decided is null where nobody waits for an answer. */
 static void
-log_failure(int sqlstate, int count)
+log_failure(BatchDecided decided, int sqlstate, int count)
 {
-	if (log_line_allowed())
+	if (!log_line_allowed())
+		return;
+	if (decided == NULL)
+		ereport(LOG,
+				(errcode(sqlstate),
+				 errmsg("could not try a delivery in quarantine again (SQLSTATE %s), putting it off",
+						unpack_sql_state(sqlstate))));
+	else
 		ereport(LOG,
 				(errcode(sqlstate),
 				 errmsg_plural("could not store %d delivery of a webhook (SQLSTATE %s), answering 503",
@@ -195,7 +203,7 @@ attempt(Batch *batch, Step step, Delivery **deliveries, int count)
 	else if (transaction_was_cut_short(batch->limits.signals))
 	{
 		make_unavailable(deliveries, count);
-		log_failure(ERRCODE_QUERY_CANCELED, count);
+		log_failure(batch->decided, ERRCODE_QUERY_CANCELED, count);
 	}
 
 	if (batch->error.failure == FAILURE_LOCKED)
@@ -236,7 +244,7 @@ static void
 give_up(Batch *batch, Delivery **deliveries, int count)
 {
 	make_unavailable(deliveries, count);
-	log_failure(batch->error.sqlstate, count);
+	log_failure(batch->decided, batch->error.sqlstate, count);
 	decide(batch, deliveries, count);
 }
 
@@ -527,7 +535,6 @@ batch_retry(int64 quarantine_id)
 		delivery->judged = OUTCOME_QUARANTINED;
 	}
 	store_alone(&batch, delivery);
-	COUNT(outcomes[delivery->outcome], 1);
 	return delivery->outcome != OUTCOME_UNAVAILABLE;
 }
 

@@ -33,6 +33,9 @@ static Statement insert_quarantine = {
 	BYTEAOID, BYTEAOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID}
 };
 
+/* When to look again for rows that are due and locked, all of them, in milliseconds. */
+#define LOCKED_RETRY 1000
+
 /* The longest message that is kept, in bytes: one of a trigger may quote a whole body. */
 #define MAX_MESSAGE 8192
 
@@ -76,9 +79,22 @@ static Statement read_due_quarantine = {
 };
 
 static Statement find_next_attempt = {
-	.sql = "SELECT quarantine_id, next_attempt_at FROM banked.quarantine "
-	"WHERE " CAN_BE_TRIED " AND next_attempt_at IS NOT NULL "
+	.sql = "SELECT min(next_attempt_at) FROM banked.quarantine WHERE " CAN_BE_TRIED
+};
+
+/* The lock makes it a row that nobody else is at work on; it is taken again to read the row. */
+static Statement find_due_attempt = {
+	.sql = "SELECT quarantine_id FROM banked.quarantine "
+	"WHERE " CAN_BE_TRIED " AND next_attempt_at <= clock_timestamp() "
 	"ORDER BY next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED"
+};
+
+static Statement postpone_attempt = {
+	.sql = "UPDATE banked.quarantine SET next_attempt_at = clock_timestamp() + interval '1 minute' "
+	"WHERE quarantine_id IN (SELECT quarantine_id FROM banked.quarantine "
+	"WHERE quarantine_id = $1 AND next_attempt_at <= clock_timestamp() FOR UPDATE SKIP LOCKED)",
+	.nargs = 1,
+	.argtypes = {INT8OID}
 };
 
 void
@@ -214,8 +230,10 @@ quarantine_read(int64 quarantine_id, bool only_due, Delivery *delivery)
 int64
 quarantine_next_attempt(TimestampTz *due_at)
 {
+	TimestampTz now = GetCurrentTimestamp();
 	Identity	before;
 	int64		quarantine_id = 0;
+	bool		isnull;
 
 	*due_at = DT_NOEND;
 	if (!OidIsValid(statements_relation("quarantine")) || !statements_extension_exists())
@@ -224,15 +242,31 @@ quarantine_next_attempt(TimestampTz *due_at)
 	SPI_connect();
 	statements_become_owner(&before);
 	(void) statements_run(&find_next_attempt, NULL, NULL, 0);
-	if (SPI_processed == 1)
+	*due_at = DatumGetTimestampTz(statements_result(0, 1, &isnull));
+	if (isnull)
+		*due_at = DT_NOEND;
+	else if (*due_at <= now)
 	{
-		bool		isnull;
-
-		*due_at = DatumGetTimestampTz(statements_result(0, 2, &isnull));
-		if (*due_at <= GetCurrentTimestamp())
+		(void) statements_run(&find_due_attempt, NULL, NULL, 0);
+		if (SPI_processed == 1)
 			quarantine_id = DatumGetInt64(statements_result(0, 1, &isnull));
+		else
+			*due_at = TimestampTzPlusMilliseconds(now, LOCKED_RETRY);
 	}
 	statements_restore(&before);
 	SPI_finish();
 	return quarantine_id;
+}
+
+void
+quarantine_postpone(int64 quarantine_id)
+{
+	Datum		value = Int64GetDatum(quarantine_id);
+	Identity	before;
+
+	SPI_connect();
+	statements_become_owner(&before);
+	(void) statements_run(&postpone_attempt, &value, NULL, 0);
+	statements_restore(&before);
+	SPI_finish();
 }

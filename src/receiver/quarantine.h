@@ -23,6 +23,9 @@ extern bool quarantine_read(int64 quarantine_id, bool only_due, Delivery *delive
  */
 extern int64 quarantine_next_attempt(TimestampTz *due_at);
 
+/* Puts the attempt that is due off by a minute, without counting it; nothing when somebody is at work on the row. */
+extern void quarantine_postpone(int64 quarantine_id);
+
 /* Deletes a row that has become an event. */
 extern void quarantine_remove(int64 quarantine_id);
 

@@ -123,6 +123,9 @@ is(deliver('fail-2'), 200, 'another that fails');
 try_now();
 ok_until(sub { $service->sql('select count(*) from banked.quarantine where attempts >= 1 and next_attempt_at > now()') == 1 },
 	'it fails again, and is put off');
+$service->node->reload;
+$service->sql('select pg_sleep(0.3)');
+is($service->sql('select count(*) from banked.quarantine where xmax <> 0'), 0, 'a row that is not due is looked at, and not written to');
 $service->sql(q(select banked.dismiss(quarantine_id, 'not ours') from banked.quarantine));
 is($service->sql('select note from banked.quarantine where dismissed_at is not null'), 'not ours', 'until somebody dismisses it');
 
@@ -171,6 +174,32 @@ is($service->sql(q(select octet_length(message), message = repeat(U&'\00e9', 409
 	$locker->query_safe('commit');
 	$locker->quit;
 	is(deliver('wait-1'), 200, 'once the lock is free it is stored');
+}
+
+# In quarantine it is not in the way of others.
+{
+	my $mark = $service->log_mark;
+	my $locker = $service->session;
+	$service->allow('could not try a delivery in quarantine again');
+	$service->sql(q(create function public.refuse() returns trigger language plpgsql as 'begin raise exception $$not today$$; end';
+		create trigger refuse before insert on banked.events for each row execute function public.refuse()));
+	is(tally(map { deliver($_) } 'wait-2', 'mended'), '200: 2', 'two whose trigger fails');
+	$service->sql('drop trigger refuse on banked.events');
+	$locker->query_safe('begin');
+	$locker->query_safe('select pg_advisory_xact_lock(42)');
+	$service->sql(q(update banked.quarantine set next_attempt_at = now() - case when convert_from(body, 'UTF8') like '%"wait-2"%' then interval '1 h' else '0' end
+		where message = 'not today'));
+	$service->node->reload;
+	ok_until(sub { is_event('mended') == 1 }, 'the second is tried again while the first one waits for a lock');
+	ok_until(sub { $service->sql(q(select attempts, next_attempt_at > now() + interval '30 s' from banked.quarantine where message = 'not today')) eq '0|t' },
+		'which is put off, without an attempt that counts');
+	$service->wait_for_log(qr/could not try a delivery in quarantine again \(SQLSTATE 55P03\), putting it off/, $mark);
+	unlike($service->log_since($mark), qr/answering 503/, 'and says so: nobody was answered');
+	$locker->query_safe('commit');
+	$locker->quit;
+	try_now();
+	ok_until(sub { is_event('wait-2') == 1 }, 'once the lock is free it becomes an event');
+	$service->sql('drop function public.refuse()');
 }
 
 # The table itself is locked.
