@@ -238,7 +238,7 @@ gateway_start(Gateway *gateway, const Listeners *listeners)
 	gateway->secret_sent = false;
 	gateway->ready = false;
 	gateway->sandbox = bw_gateway_sandbox;
-	gateway->started_at = gateway->heard_at = GetCurrentTimestamp();
+	gateway->started_at = gateway->heard_at = gateway->pinged_at = GetCurrentTimestamp();
 	gateway->ping_outstanding = false;
 	gateway->pings = 0;
 	gateway->connections_seen = gateway->requests_seen = 0;

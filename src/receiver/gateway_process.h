@@ -23,6 +23,7 @@ typedef struct Gateway
 	bool		sandbox;		/* it was asked to confine itself */
 	TimestampTz started_at;
 	TimestampTz heard_at;		/* of the newest frame */
+	TimestampTz pinged_at;
 	uint64		pings;
 	bool		ping_outstanding;
 	int64		silence;		/* microseconds waited for the answer to the ping: waited, not merely passed */

@@ -49,6 +49,7 @@
 
 /* Milliseconds. */
 #define PING_AFTER 250			/* of silence */
+#define STATUS_EVERY 1000		/* a gateway is asked what it counts, however much it says */
 #define PING_TIMEOUT 500
 #define LISTEN_RETRY 1000
 #define GATEWAY_RETRY_FIRST 100
@@ -333,22 +334,28 @@ serve_gateway(bool link_readable, int64 waited)
 /*
  * Pings a silent gateway, and replaces one that does not answer.  waited is how
  * long this turn has waited for it in vain, in microseconds; time that the
- * receiver spent otherwise says nothing about the gateway.
+ * receiver spent otherwise says nothing about the gateway.  The answer tells
+ * what the gateway has counted: a busy one is asked too.
  */
 static void
 watch_gateway(int64 waited)
 {
 	Gateway    *gateway = &receiver.gateway;
+	TimestampTz now;
 
 	if (gateway->ping_outstanding)
 	{
 		gateway->silence += waited;
 		if (gateway->silence >= PING_TIMEOUT * 1000)
 			replace_gateway("does not answer");
+		return;
 	}
-	else if (TimestampDifferenceExceeds(gateway->heard_at, GetCurrentTimestamp(), PING_AFTER))
+	now = GetCurrentTimestamp();
+	if (TimestampDifferenceExceeds(gateway->heard_at, now, PING_AFTER) ||
+		TimestampDifferenceExceeds(gateway->pinged_at, now, STATUS_EVERY))
 	{
 		gateway->ping_outstanding = frame_put_ping(&gateway->out, ++gateway->pings);
+		gateway->pinged_at = now;
 		gateway->silence = 0;
 	}
 }
@@ -359,6 +366,13 @@ static void
 find_due_retry(void)
 {
 	due_retry = quarantine_next_attempt(&receiver.retry_at);
+}
+
+/* A row that cannot be tried now, since somebody has locked what it needs, makes room for the others. */
+static void
+postpone_retry(void)
+{
+	quarantine_postpone(due_retry);
 }
 
 static void
@@ -384,7 +398,7 @@ retry_quarantine(void)
 	pgstat_report_activity(STATE_IDLE, NULL);
 
 	/* Deliveries come first: most of the time is theirs. */
-	receiver.retry_at = tried ? 0 : in_milliseconds(LOOK_RETRY);
+	receiver.retry_at = tried || batch_run(postpone_retry) ? 0 : in_milliseconds(LOOK_RETRY);
 	receiver.retry_not_before = GetCurrentTimestamp() +
 		RETRY_SHARE * (GetCurrentTimestamp() - start);
 }

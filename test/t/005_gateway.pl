@@ -38,6 +38,21 @@ $witness->query_safe('create temporary table witness (a int)');
 my ($receiver) = $service->pids('receiver');
 $service->allow('gateway');
 
+# What it counts is told while it is busy too: it is never silent here for long enough to be asked why.
+{
+	my $before = $service->stat('requests_total');
+	my $sent = 0;
+	my $start = time;
+	while (time - $start < 2.5)
+	{
+		deliver();
+		$sent++;
+		select undef, undef, undef, 0.05;
+	}
+	cmp_ok($service->stat('requests_total') - $before, '>', $sent / 3, "stats: requests of a gateway that had $sent without a pause");
+	is($service->stat('gateway_sandboxed'), 1, 'and its sandbox');
+}
+
 sub nobody_noticed
 {
 	my ($name) = @_;
