@@ -11,7 +11,8 @@
  * pending, since it would cut the wait for a standby short; one that comes
  * during the wait is counted, so that the caller sees it.  There, after the last
  * deferred trigger, synchronous_commit is forced to the server's value, at least
- * "local".
+ * "local".  Work of the receiver's own waits for no standby: deliveries would
+ * wait with it.
  */
 #include "postgres.h"
 
@@ -46,7 +47,7 @@ static volatile sig_atomic_t timer_found_lock_wait = false;
 static TimeoutId timer;
 static bool left_open = false;	/* by the last transaction_run */
 static bool serves_deliveries = false;	/* the running one's commit lets 200s out */
-static int	commit_level = SYNCHRONOUS_COMMIT_LOCAL_FLUSH;	/* of the running one */
+static int	commit_level = SYNCHRONOUS_COMMIT_LOCAL_FLUSH;	/* of deliveries, in the running one */
 
 static void
 cancel_statement(void)
@@ -120,14 +121,17 @@ commit_level_name(int level)
 static void
 before_commit(XactEvent event, void *arg)
 {
+	int			level = serves_deliveries ? commit_level :
+	Min(synchronous_commit, SYNCHRONOUS_COMMIT_LOCAL_FLUSH);
+
 	if (event != XACT_EVENT_PRE_COMMIT || !cancellable)
 		return;
 	disable_timeout(timer, false);
 	/* A cancel that is pending now would cut the wait for a standby short. */
 	CHECK_FOR_INTERRUPTS();
 	committing = serves_deliveries;
-	if (serves_deliveries && synchronous_commit != commit_level)
-		(void) set_config_option("synchronous_commit", commit_level_name(commit_level),
+	if (synchronous_commit != level)
+		(void) set_config_option("synchronous_commit", commit_level_name(level),
 								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 }
 
