@@ -393,14 +393,18 @@ wait_for_jobs(void)
 					 timeout, PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
-	if (ConfigReloadPending)
-	{
-		ConfigReloadPending = false;
-		ProcessConfigFile(PGC_SIGHUP);
-	}
 	LWLockAcquire(pool_state->lock, LW_EXCLUSIVE);
 	my_worker->idle = false;
 	LWLockRelease(pool_state->lock);
+}
+
+static void
+follow_reload(void)
+{
+	if (!ConfigReloadPending)
+		return;
+	ConfigReloadPending = false;
+	ProcessConfigFile(PGC_SIGHUP);
 }
 
 static void
@@ -413,6 +417,7 @@ main_loop(void)
 	{
 		int			count = 0;
 
+		follow_reload();
 		/* From here SIGTERM ends the process; one that came before is seen by must_leave. */
 		runner_set_busy(true);
 		if (!must_leave())

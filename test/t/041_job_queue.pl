@@ -282,6 +282,21 @@ cmp_ok(scalar(() = $service->pids('handler')), '<=', 1, 'there is one worker');
 $service->sql(q(alter system reset banked_webhooks.handler_workers));
 $node->reload;
 
+# A reload reaches a worker that has no pause.
+shop(q{create table shop.setting (value text);
+	create function shop.reloaded(event banked.events) returns void language plpgsql as $$
+	begin perform pg_sleep(0.01); insert into shop.setting values (current_setting('work_mem')); end $$;
+	select banked.subscribe('reloaded', 'shop.reloaded(banked.events)', array['payment_reloaded'], concurrency => 1)});
+$service->sql(q(alter system set work_mem = '5MB'));
+deliver_many(reloaded => 600);
+ok_until(sub { $service->sql('select count(*) from shop.setting') > 0 }, 'a worker is at work on a long queue');
+$node->reload;
+ok_until(sub { $service->sql(q(select count(*) from shop.setting where value = '5MB')) > 0 }, 'a reload reaches it');
+cmp_ok(count_jobs('reloaded', 'ready'), '>', 0, 'in the middle of the queue');
+ok_all_done(reloaded => 600, 60);
+$service->sql('alter system reset work_mem');
+$node->reload;
+
 # Commands that need the database for themselves.
 $service->sql('create database elsewhere');
 is($service->sql('create database copy template postgres; drop database copy', 'elsewhere') // '', '', 'CREATE DATABASE ... TEMPLATE works beside workers');
