@@ -13,7 +13,8 @@
  * made anew.  Not under the lock are the counters, which are atomics with one
  * writer (the slot's receiver; which key a count of keys belongs to changes
  * under the lock), and generation, an atomic that anybody may increase.
- * Nothing is done under the lock that can wait or fail.  Only plain data,
+ * Nothing is done under the lock that can wait or fail, but for the launcher's
+ * registration of workers: who has one is to be known by the time it runs.  Only plain data,
  * latches, locks and atomics are here: no pointer to anything outside shared
  * memory.
  */
@@ -30,6 +31,7 @@
 #include "utils/uuid.h"
 
 #include "frame.h"
+#include "settings.h"
 #include "signature.h"
 
 #define MAX_SLOTS 64			/* receivers of all databases together */
@@ -120,7 +122,7 @@ typedef struct ReceiverSlot
 	TimestampTz listening_since;	/* 0 when not listening */
 	int			port;			/* claimed by the receiver, 0 when none */
 	int			tls_port;		/* likewise, for HTTPS */
-	char		addresses[256]; /* the setting that the ports were claimed with */
+	char		addresses[MAX_ADDRESS_LIST];	/* the setting that the ports were claimed with */
 
 	uint64		parked_at;		/* generation that the receiver gave up at */
 	ParkReason	park_reason;	/* why, for stats() */

@@ -96,7 +96,7 @@ check_name_list(char **newval, void **extra, GucSource source)
 	return valid;
 }
 
-/* Accepts a list of host names and addresses, as listen_addresses does. */
+/* Accepts a list of host names and addresses, as listen_addresses does, that fits into a slot. */
 static bool
 check_address_list(char **newval, void **extra, GucSource source)
 {
@@ -106,6 +106,11 @@ check_address_list(char **newval, void **extra, GucSource source)
 
 	if (!valid)
 		GUC_check_errdetail("List syntax is invalid.");
+	else if (strlen(*newval) >= MAX_ADDRESS_LIST)
+	{
+		GUC_check_errdetail("The list is longer than %d bytes.", MAX_ADDRESS_LIST - 1);
+		valid = false;
+	}
 	list_free(addresses);
 	pfree(copy);
 	return valid;

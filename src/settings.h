@@ -14,6 +14,9 @@ typedef enum ApiVersion
 	API_VERSION_3
 } ApiVersion;
 
+/* Bytes that bw_listen_addresses has at most, with the end of the text. */
+#define MAX_ADDRESS_LIST 1024
+
 /* The role that receivers connect as, and users' triggers run as. */
 #define WORKER_ROLE "banked_webhooks_worker"
 

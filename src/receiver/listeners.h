@@ -7,6 +7,8 @@
 
 #include "postgres.h"
 
+#include "settings.h"
+
 #define MAX_LISTENERS 32
 
 typedef struct Listeners
@@ -16,7 +18,7 @@ typedef struct Listeners
 	int			fds[MAX_LISTENERS];
 	int			port;			/* that they were opened for */
 	int			tls_port;		/* likewise, 0 for none */
-	char		addresses[256];
+	char		addresses[MAX_ADDRESS_LIST];
 	bool		shared;			/* with other receivers of the database */
 } Listeners;
 

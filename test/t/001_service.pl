@@ -119,6 +119,23 @@ $service->sql(q(alter system set banked_webhooks.listen_addresses = '127.0.0.1, 
 $service->node->reload;
 ok_until(sub { can_connect($port, '127.0.0.2') }, 'a second address is listened on after a reload');
 ok_until(sub { can_connect($port, '127.0.0.1') }, 'beside the first');
+
+# A list that is as long as it may be; one more is refused.
+{
+	my $list = join ', ', map { "127.0.0.$_" } 1 .. 30;
+	my $since = q(select listening_since from banked.receivers);
+
+	$service->sql("alter system set banked_webhooks.listen_addresses = '$list'");
+	$service->node->reload;
+	ok_until(sub { $service->sql(q(select length(addresses) from banked.receivers)) == length $list }, 'a long list of addresses');
+	ok_until(sub { can_connect($port) }, 'is listened on');
+	my $before = $service->sql($since);
+	$service->node->reload;
+	$service->sql('select pg_sleep(0.3)');
+	is($service->sql($since), $before, 'and stays when nothing has changed');
+	like($service->sql_error(q(alter system set banked_webhooks.listen_addresses = ') . join(', ', ('127.0.0.1') x 100) . q(')),
+		qr/22023.*DETAIL:  The list is longer than 1023 bytes\./s, 'a longer one is refused');
+}
 SKIP:
 {
 	skip 'no IPv6 here', 1 unless defined IO::Socket::IP->new(LocalHost => '::1', LocalPort => 0, Listen => 1);
