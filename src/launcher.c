@@ -65,8 +65,12 @@ typedef struct Launch
 
 static Launch launches[MAX_SLOTS];
 static bool report_unknown_databases = true;
-static bool reported_no_worker_slot = false;
+
+/* What is missing, and whether that has been reported: never under the lock, since a log can make its writers wait. */
+static bool no_slot = false;
+static bool no_worker = false;
 static bool reported_no_slot = false;
+static bool reported_no_worker = false;
 
 void
 launcher_init(void)
@@ -206,6 +210,7 @@ allot_slots(List *databases, Oid role)
 {
 	ListCell   *cell;
 
+	no_slot = false;
 	foreach(cell, databases)
 	{
 		for (int number = 0; number < bw_receivers; number++)
@@ -227,13 +232,8 @@ allot_slots(List *databases, Oid role)
 			}
 			if (slot != NULL)
 				slot->role = role;
-			else if (!reported_no_slot)
-			{
-				reported_no_slot = true;
-				ereport(WARNING,
-						(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-						 errmsg("cannot run more than %d receivers of webhooks", MAX_SLOTS)));
-			}
+			else
+				no_slot = true;
 		}
 	}
 }
@@ -329,18 +329,13 @@ start_receiver(int index, ReceiverSlot *slot, Launch *launch)
 		slot->restarting = false;
 		slot->parked_at = 0;
 		slot->park_reason = PARK_NONE;
-		reported_no_worker_slot = false;
+		no_worker = false;
 		return;
 	}
 
 	launch->handle = NULL;
 	launch->start_after = TimestampTzPlusMilliseconds(launch->started_at, LAST_RESTART_DELAY);
-	if (!reported_no_worker_slot)
-		ereport(WARNING,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("no background worker is free for receiving webhooks"),
-				 errhint("Increase max_worker_processes (currently %d).", max_worker_processes)));
-	reported_no_worker_slot = true;
+	no_worker = true;
 }
 
 /*
@@ -388,6 +383,22 @@ advance_slot(int index, List *databases)
 	return launch->handle == NULL ? launch->start_after : 0;
 }
 
+static void
+report_shortages(void)
+{
+	if (no_slot && !reported_no_slot)
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("cannot run more than %d receivers of webhooks", MAX_SLOTS)));
+	if (no_worker && !reported_no_worker)
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("no background worker is free for receiving webhooks"),
+				 errhint("Increase max_worker_processes (currently %d).", max_worker_processes)));
+	reported_no_slot = no_slot;
+	reported_no_worker = no_worker;
+}
+
 /* Takes one step for every slot; returns how long to wait for events, in milliseconds, or -1. */
 static long
 advance_all(void)
@@ -407,6 +418,7 @@ advance_all(void)
 			wake_at = at;
 	}
 	LWLockRelease(shared_state->lock);
+	report_shortages();
 
 	dispatch_at = dispatcher_advance();
 	if (dispatch_at != 0 && (wake_at == 0 || dispatch_at < wake_at))

@@ -38,7 +38,8 @@
 #define START_TIMEOUT 5000		/* for a worker that an earlier launcher asked for */
 
 static BackgroundWorkerHandle *handles[MAX_HANDLER_WORKERS];
-static bool reported_no_worker_slot = false;
+static bool no_worker = false;	/* was free, when one was last wanted */
+static bool reported_no_worker = false;
 static TimestampTz register_after = 0;
 
 /* The next step that no event will announce. */
@@ -315,18 +316,13 @@ start_worker(HandlerEntry *entry)
 		worker->used = true;
 		worker->starting = true;
 		entry->waiting_since = 0;
-		reported_no_worker_slot = false;
+		no_worker = false;
 		return;
 	}
 
 	handles[index] = NULL;
 	register_after = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LAST_RESTART_DELAY);
-	if (!reported_no_worker_slot)
-		ereport(WARNING,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("no background worker is free for handlers of webhooks"),
-				 errhint("Increase max_worker_processes (currently %d).", max_worker_processes)));
-	reported_no_worker_slot = true;
+	no_worker = true;
 }
 
 static bool
@@ -512,6 +508,17 @@ wake_schedulers(void)
 	LWLockRelease(shared_state->lock);
 }
 
+static void
+report_shortage(void)
+{
+	if (no_worker && !reported_no_worker)
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("no background worker is free for handlers of webhooks"),
+				 errhint("Increase max_worker_processes (currently %d).", max_worker_processes)));
+	reported_no_worker = no_worker;
+}
+
 TimestampTz
 dispatcher_advance(void)
 {
@@ -524,6 +531,7 @@ dispatcher_advance(void)
 	advance_workers(&databases);
 	advance_entries();
 	LWLockRelease(pool_state->lock);
+	report_shortage();
 	if (wake_needed)
 		wake_schedulers();
 	ConditionVariableBroadcast(&shared_state->receiver_gone);

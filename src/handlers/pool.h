@@ -10,8 +10,8 @@
  *
  * Locking: everything in PoolState is read and written under PoolState.lock,
  * but for the requests, which are atomic, and timed_out, which its worker's timer sets.
- * Nothing is done under the lock that can wait or fail, and SharedState.lock is
- * never taken while it is held.
+ * Nothing is done under the lock that can wait or fail, but for the launcher's
+ * registration of workers, and SharedState.lock is never taken while it is held.
  */
 #ifndef BW_POOL_H
 #define BW_POOL_H
