@@ -5,6 +5,9 @@
  * banked.receive() and banked.reprocess() come here.  Where a receiver uses a
  * transaction of its own, this uses a subtransaction, so that a failing
  * trigger costs the caller nothing but the delivery's place in quarantine.
+ * A cancellation is the exception: whether somebody cancelled the caller's
+ * statement or a trigger raised 57014 of its own accord cannot be told here, and
+ * the statement fails.
  */
 #include "postgres.h"
 
