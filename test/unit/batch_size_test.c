@@ -114,6 +114,13 @@ compare(const char *what, Model model, double at_least, double at_most)
 	   divided.rate, divided.mean, all.rate, all.mean);
 }
 
+static void
+learn_quick_commits(int batches)
+{
+	for (int i = 0; i < batches; i++)
+		batch_size_learn(64 * FRAME, FIXED_TIME + 64 * STORE_TIME, 1);
+}
+
 int
 main(void)
 {
@@ -135,6 +142,17 @@ main(void)
 	compare("1,000 senders", (Model) {.senders = 1000, .turn = 64, .commit_time = 150}, 0.99, 2);
 	compare("8 senders", (Model) {.senders = 8, .turn = 8, .commit_time = 150}, 1, 1);
 	compare("one sender", (Model) {.senders = 1, .turn = 1, .commit_time = 150}, 1, 1);
+
+	/* What it has learnt is forgotten again. */
+	learn_quick_commits(200);
+	(void) batch_size_next(64 * FRAME, true);
+	for (int i = 0; i < 200; i++)
+		(void) batch_size_next(FRAME, true);
+	TAP_OK(batch_size_next(FRAME, true) < 32 * FRAME, "64 deliveries that were in flight are not divided for ever");
+	TAP_OK(batch_size_next(20 * FRAME, true) >= 20 * FRAME, "what is stored in no time is not divided");
+	batch_size_learn(64 * FRAME, FIXED_TIME + 64 * STORE_TIME, 40000);
+	learn_quick_commits(8);
+	TAP_OK(batch_size_next(64 * FRAME, true) <= 64 * FRAME, "a commit that stalled is forgotten after a few quick ones");
 
 	/* A time of 0, and far more than there could be. */
 	batch_size_learn(FRAME, 0, 0);
