@@ -39,7 +39,7 @@
 #define ANSWER_SIZE 10
 #define DELIVERY_FIXED_SIZE (8 + 8 + ADDRESS_SIZE + 2 + 2 + 4)
 #define REJECTION_FIXED_SIZE (1 + ADDRESS_SIZE + 4 + 2)
-#define STATUS_SIZE (8 + 4 + 4 + 8 + 8 + 8 + 8 + 1 + 8 * REJECTION_COUNT)
+#define STATUS_SIZE (4 + 4 + 8 + 8 + 8 + 1 + 8 * REJECTION_COUNT)
 #define CONFIG_SIZE (8 + 4 + 4 + 4 + 8 + 4 + 4)
 
 /* What is left of a payload. */
@@ -220,14 +220,9 @@ frame_next(FrameBuffer *buffer, Frame *frame)
 }
 
 bool
-frame_put_hello(FrameBuffer *buffer, const HelloFrame *hello)
+frame_put_hello(FrameBuffer *buffer)
 {
-	uint8_t    *at = put_header(buffer, FRAME_HELLO, 4);
-
-	if (at == NULL)
-		return false;
-	put_u32(at, hello->pid);
-	return true;
+	return put_header(buffer, FRAME_HELLO, 0) != NULL;
 }
 
 /* frame_put_delivery also refuses a path or a signature that a decoder would not accept. */
@@ -284,13 +279,11 @@ frame_put_status(FrameBuffer *buffer, const StatusFrame *status)
 
 	if (at == NULL)
 		return false;
-	at = put_u64(at, status->ping);
 	at = put_u32(at, status->connections);
 	at = put_u32(at, status->pending);
 	at = put_u64(at, status->pending_size);
 	at = put_u64(at, status->connections_total);
 	at = put_u64(at, status->requests_total);
-	at = put_u64(at, status->bytes_total);
 	at = put_u8(at, status->sandboxed ? 1 : 0);
 	for (int i = 0; i < REJECTION_COUNT; i++)
 		at = put_u64(at, status->rejections[i]);
@@ -377,29 +370,15 @@ frame_put_answers(FrameBuffer *buffer, const AnswerEntry *answers, size_t count)
 }
 
 bool
-frame_put_ping(FrameBuffer *buffer, uint64_t number)
+frame_put_ping(FrameBuffer *buffer)
 {
-	uint8_t    *at = put_header(buffer, FRAME_PING, 8);
-
-	if (at == NULL)
-		return false;
-	put_u64(at, number);
-	return true;
+	return put_header(buffer, FRAME_PING, 0) != NULL;
 }
 
 bool
 frame_put_drain(FrameBuffer *buffer)
 {
 	return put_header(buffer, FRAME_DRAIN, 0) != NULL;
-}
-
-bool
-frame_get_hello(const Frame *frame, HelloFrame *hello)
-{
-	Reader		reader = read_payload(frame);
-
-	hello->pid = read_u32(&reader);
-	return read_done(&reader);
 }
 
 bool
@@ -443,13 +422,11 @@ frame_get_status(const Frame *frame, StatusFrame *status)
 	Reader		reader = read_payload(frame);
 	uint8_t		sandboxed;
 
-	status->ping = read_u64(&reader);
 	status->connections = read_u32(&reader);
 	status->pending = read_u32(&reader);
 	status->pending_size = read_u64(&reader);
 	status->connections_total = read_u64(&reader);
 	status->requests_total = read_u64(&reader);
-	status->bytes_total = read_u64(&reader);
 	sandboxed = read_u8(&reader);
 	status->sandboxed = sandboxed == 1;
 	for (int i = 0; i < REJECTION_COUNT; i++)
@@ -489,15 +466,6 @@ frame_get_tls(const Frame *frame, TlsFrame *tls)
 	return read_done(&reader) &&
 		tls->certificate_length >= 1 && tls->certificate_length <= FRAME_MAX_PEM &&
 		tls->key_length >= 1 && tls->key_length <= FRAME_MAX_PEM;
-}
-
-bool
-frame_get_ping(const Frame *frame, uint64_t *number)
-{
-	Reader		reader = read_payload(frame);
-
-	*number = read_u64(&reader);
-	return read_done(&reader);
 }
 
 long

@@ -72,7 +72,7 @@ typedef enum RejectionReason
 typedef enum FrameType
 {
 	/* gateway to receiver */
-	FRAME_HELLO = 1,
+	FRAME_HELLO = 1,			/* the gateway is up and has taken over the sockets; no payload */
 	FRAME_DELIVERY = 2,
 	FRAME_REJECTION = 3,
 	FRAME_STATUS = 4,
@@ -80,8 +80,8 @@ typedef enum FrameType
 	FRAME_CONFIG = 16,
 	FRAME_PATHS = 17,
 	FRAME_ANSWERS = 18,
-	FRAME_PING = 19,
-	FRAME_DRAIN = 20,
+	FRAME_PING = 19,			/* asks for a status; no payload */
+	FRAME_DRAIN = 20,			/* no payload */
 	FRAME_TLS = 21
 } FrameType;
 
@@ -99,12 +99,6 @@ typedef struct FrameAddress
 	uint8_t		family;
 	uint8_t		bytes[16];
 } FrameAddress;
-
-/* The gateway is up and has taken over the sockets. */
-typedef struct HelloFrame
-{
-	uint32_t	pid;
-} HelloFrame;
 
 /* A complete request for a known, active path with a well-formed signature header. */
 typedef struct DeliveryFrame
@@ -133,13 +127,11 @@ typedef struct RejectionFrame
 /* What the gateway knows of itself; the answer to a ping. */
 typedef struct StatusFrame
 {
-	uint64_t	ping;			/* the number of the newest ping seen */
 	uint32_t	connections;	/* open now */
 	uint32_t	pending;		/* deliveries sent to the receiver and not yet answered */
 	uint64_t	pending_size;	/* bytes of bodies held for requests being read or pending */
 	uint64_t	connections_total;
 	uint64_t	requests_total;
-	uint64_t	bytes_total;	/* bytes of bodies received */
 	bool		sandboxed;		/* the system-call filter is in force */
 	uint64_t	rejections[REJECTION_COUNT];	/* since the gateway started */
 } StatusFrame;
@@ -244,7 +236,7 @@ extern FrameResult frame_next(FrameBuffer *buffer, Frame *frame);
  * Encoders append one frame.  They return false, and leave the buffer as it
  * was, when the frame would exceed the buffer's limit or memory is short.
  */
-extern bool frame_put_hello(FrameBuffer *buffer, const HelloFrame *hello);
+extern bool frame_put_hello(FrameBuffer *buffer);
 extern bool frame_put_delivery(FrameBuffer *buffer, const DeliveryFrame *delivery);
 extern bool frame_put_rejection(FrameBuffer *buffer, const RejectionFrame *rejection);
 extern bool frame_put_status(FrameBuffer *buffer, const StatusFrame *status);
@@ -252,7 +244,7 @@ extern bool frame_put_config(FrameBuffer *buffer, const ConfigFrame *config);
 extern bool frame_put_tls(FrameBuffer *buffer, const TlsFrame *tls);
 extern bool frame_put_paths(FrameBuffer *buffer, const PathEntry *paths, size_t count);
 extern bool frame_put_answers(FrameBuffer *buffer, const AnswerEntry *answers, size_t count);
-extern bool frame_put_ping(FrameBuffer *buffer, uint64_t number);
+extern bool frame_put_ping(FrameBuffer *buffer);
 extern bool frame_put_drain(FrameBuffer *buffer);
 
 /*
@@ -260,13 +252,11 @@ extern bool frame_put_drain(FrameBuffer *buffer);
  * the caller has checked frame->type.  Values are checked too (lengths,
  * reason < REJECTION_COUNT, family 0, 4 or 6, path states, status 200 .. 599).
  */
-extern bool frame_get_hello(const Frame *frame, HelloFrame *hello);
 extern bool frame_get_delivery(const Frame *frame, DeliveryFrame *delivery);
 extern bool frame_get_rejection(const Frame *frame, RejectionFrame *rejection);
 extern bool frame_get_status(const Frame *frame, StatusFrame *status);
 extern bool frame_get_config(const Frame *frame, ConfigFrame *config);
 extern bool frame_get_tls(const Frame *frame, TlsFrame *tls);
-extern bool frame_get_ping(const Frame *frame, uint64_t *number);
 
 /* The number of entries, or -1 when malformed; every entry is checked. */
 extern long frame_get_path_count(const Frame *frame);

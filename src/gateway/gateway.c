@@ -42,8 +42,6 @@ bool
 gateway_init(Gateway *gateway, int link_fd, const int *listener_fds,
 			 unsigned plain_count, unsigned count)
 {
-	HelloFrame	hello;
-
 	gateway->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (gateway->epoll_fd < 0)
 	{
@@ -68,8 +66,7 @@ gateway_init(Gateway *gateway, int link_fd, const int *listener_fds,
 	if (!http_init(&gateway->http, gateway->epoll_fd, clock_monotonic_ms()))
 		return false;
 
-	hello.pid = (uint32_t) getpid();
-	if (!frame_put_hello(&gateway->link.out, &hello))
+	if (!frame_put_hello(&gateway->link.out))
 	{
 		log_line("out of memory");
 		return false;
@@ -222,7 +219,7 @@ dispatch_frame(Gateway *gateway, const Frame *frame)
 			proper = dispatch_answers(gateway, frame);
 			break;
 		case FRAME_PING:
-			proper = frame_get_ping(frame, &gateway->ping);
+			proper = frame->length == 0;
 			gateway->status_due = true;
 			break;
 		case FRAME_DRAIN:
@@ -348,13 +345,11 @@ put_status(Gateway *gateway)
 	const Http *http = &gateway->http;
 	StatusFrame status;
 
-	status.ping = gateway->ping;
 	status.connections = http->connections;
 	status.pending = http->deliveries.pending;
 	status.pending_size = http->deliveries.size;
 	status.connections_total = http->connections_total;
 	status.requests_total = http->requests_total;
-	status.bytes_total = http->bytes_total;
 	status.sandboxed = gateway->sandboxed;
 	memcpy(status.rejections, http->rejections.totals, sizeof(status.rejections));
 	return frame_put_status(&gateway->link.out, &status);

@@ -28,7 +28,6 @@ typedef struct Gateway
 	bool		have_config;	/* nothing is accepted before both were received */
 	bool		have_paths;
 	bool		status_due;		/* a ping is to be answered */
-	uint64_t	ping;			/* the newest one's number */
 	int64_t		drain_until;	/* monotonic milliseconds; meaningful while http.draining */
 
 	bool		finished;

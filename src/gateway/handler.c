@@ -178,7 +178,6 @@ take_body(Connection *connection, const char *data, size_t *size)
 {
 	Http	   *http = connection->daemon->http;
 
-	http->bytes_total += *size;
 	if (connection->phase == PHASE_BODY &&
 		!deliveries_append(&http->deliveries, connection, data, *size))
 		connection->phase = PHASE_DISCARD;

@@ -74,7 +74,6 @@ typedef struct Http
 
 	uint64_t	connections_total;
 	uint64_t	requests_total;
-	uint64_t	bytes_total;
 	LogLimit	connection_failures;
 } Http;
 

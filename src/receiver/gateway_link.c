@@ -220,12 +220,11 @@ take_frame(const Frame *frame, int *delivery_count, TimestampTz now)
 	DeliveryFrame delivery;
 	RejectionFrame rejection;
 	StatusFrame status;
-	HelloFrame	hello;
 
 	switch (frame->type)
 	{
 		case FRAME_HELLO:
-			gateway->ready = frame_get_hello(frame, &hello);
+			gateway->ready = frame->length == 0;
 			return gateway->ready;
 		case FRAME_DELIVERY:
 			if (!frame_get_delivery(frame, &delivery))

@@ -240,7 +240,6 @@ gateway_start(Gateway *gateway, const Listeners *listeners)
 	gateway->sandbox = bw_gateway_sandbox;
 	gateway->started_at = gateway->heard_at = gateway->pinged_at = GetCurrentTimestamp();
 	gateway->ping_outstanding = false;
-	gateway->pings = 0;
 	gateway->connections_seen = gateway->requests_seen = 0;
 	memset(gateway->rejections_seen, 0, sizeof(gateway->rejections_seen));
 	set_slot_gateway(pid);

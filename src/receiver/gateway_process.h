@@ -24,7 +24,6 @@ typedef struct Gateway
 	TimestampTz started_at;
 	TimestampTz heard_at;		/* of the newest frame */
 	TimestampTz pinged_at;
-	uint64		pings;
 	bool		ping_outstanding;
 	int64		silence;		/* microseconds waited for the answer to the ping: waited, not merely passed */
 	uint64		rejections_seen[REJECTION_COUNT];	/* of those counted so far */

@@ -354,7 +354,7 @@ watch_gateway(int64 waited)
 	if (TimestampDifferenceExceeds(gateway->heard_at, now, PING_AFTER) ||
 		TimestampDifferenceExceeds(gateway->pinged_at, now, STATUS_EVERY))
 	{
-		gateway->ping_outstanding = frame_put_ping(&gateway->out, ++gateway->pings);
+		gateway->ping_outstanding = frame_put_ping(&gateway->out);
 		gateway->pinged_at = now;
 		gateway->silence = 0;
 	}

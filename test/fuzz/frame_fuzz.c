@@ -80,13 +80,10 @@ decode_answers(const Frame *frame)
 static void
 decode_as_receiver(const Frame *frame)
 {
-	HelloFrame	hello;
 	DeliveryFrame delivery;
 	RejectionFrame rejection;
 	StatusFrame status;
 
-	if (frame->type == FRAME_HELLO && frame_get_hello(frame, &hello))
-		check_same(frame, frame_put_hello(&again, &hello));
 	if (frame->type == FRAME_DELIVERY && frame_get_delivery(frame, &delivery))
 		check_same(frame, frame_put_delivery(&again, &delivery));
 	if (frame->type == FRAME_REJECTION && frame_get_rejection(frame, &rejection))
@@ -104,14 +101,11 @@ decode_as_gateway(const Frame *frame)
 {
 	ConfigFrame config;
 	TlsFrame	tls;
-	uint64_t	number;
 
 	if (frame->type == FRAME_CONFIG && frame_get_config(frame, &config))
 		check_same(frame, frame_put_config(&again, &config));
 	if (frame->type == FRAME_TLS && frame_get_tls(frame, &tls))
 		check_same(frame, frame_put_tls(&again, &tls));
-	if (frame->type == FRAME_PING && frame_get_ping(frame, &number))
-		check_same(frame, frame_put_ping(&again, number));
 	if (frame->type == FRAME_PATHS)
 		decode_paths(frame);
 	if (frame->type == FRAME_ANSWERS)
