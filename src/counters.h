@@ -7,10 +7,12 @@
  * slot outlive its receiver, so that a restart loses no figures.
  *
  * Locking: every plain field of SharedState and of its slots is read and
- * written under SharedState.lock.  One exception: a slot's own receiver reads
+ * written under SharedState.lock.  Two exceptions: a slot's own receiver reads
  * number, role and database without it.  Number and database stay as they are
  * while it runs; role is a single word, and only another one when the role was
- * made anew.  Not under the lock are the counters, which are atomics with one
+ * made anew.  And unstoppable belongs to the receiver whose pid stands in the
+ * slot, which reads and writes it without the lock; the launcher clears it when
+ * there is none.  Not under the lock are the counters, which are atomics with one
  * writer (the slot's receiver; which key a count of keys belongs to changes
  * under the lock), and generation, an atomic that anybody may increase.
  * Nothing is done under the lock that can wait or fail, but for the launcher's

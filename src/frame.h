@@ -39,8 +39,10 @@
 #define FRAME_MAX_PEM ((size_t) 64 * 1024)
 
 /*
- * Why a request got no event.  The gateway refuses with all but the last two
- * groups by itself; the receiver needs the key for those.
+ * Why a request got no event.  The gateway refuses with all but the last three
+ * by itself; for those the receiver needs the keys.  UNKNOWN_PATH, RETIRED and
+ * SIGNATURE_MALFORMED can be the receiver's too: it learns of a change before the
+ * gateway does, and receive() goes without one.
  * The texts (frame_rejection_name) are what the table banked.rejections and
  * banked.stats() show.
  */

@@ -12,9 +12,10 @@
 
 /*
  * Opens a blob into buffer (SECRET_MAX_SIZE bytes, to be cleansed by the
- * caller) and returns the length.  Raises 55000 when the master key is
- * missing or another one, F0000 when its file is unusable, XX001 when the blob
- * is damaged; nothing of the secret is in the buffer then.
+ * caller) and returns the length.  Raises 55000 when no master key is set or it
+ * is another one; 58P01 when its file is missing, 42501 or 58030 when it cannot
+ * be read, F0000 when it is unusable; XX001 when the blob is damaged.  Nothing
+ * of the secret is in the buffer then.
  */
 extern Size secret_open_or_fail(const char *context, const bytea *blob, uint8 *buffer);
 

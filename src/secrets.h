@@ -40,7 +40,7 @@ typedef enum SecretStatus
 	SECRET_DAMAGED				/* changed, cut off, or moved from another row */
 } SecretStatus;
 
-/* What master_key_read says. */
+/* What secrets_read_master_key says. */
 typedef enum MasterKeyStatus
 {
 	MASTER_KEY_READ,

@@ -4,8 +4,9 @@
  *
  * A setting that says where a database is served is PGC_SUSET, so that it can
  * be set per database (ALTER DATABASE ... SET); the receiver that serves the
- * database starts again when it changes.  All others are PGC_SIGHUP and take
- * effect at the next reload.
+ * database starts again when it changes.  So is one for calls of Banked's API,
+ * which are made in the callers' sessions: a database or a session may have its
+ * own.  All others are PGC_SIGHUP and take effect at the next reload.
  */
 #include "postgres.h"
 

@@ -3,11 +3,11 @@
  *	  Whether this receiver is still wanted, and as what it runs.
  *
  * The answer stands in the database, where nothing tells a receiver that it
- * has changed but a generation that many things increase (see watch.c): DDL,
- * pause() and resume(), a reload.  So the receiver looks there once for each
- * generation, and leaves when the extension is gone, when the service is
- * paused, or when ALTER DATABASE or ALTER ROLE have given it other settings:
- * these can only be had by connecting anew.
+ * has changed but a generation (see watch.c) that pause() and resume() increase,
+ * and commands on extensions, roles, databases and their settings.  So the
+ * receiver looks there once for each generation, and leaves when the extension
+ * is gone, when the service is paused, or when ALTER DATABASE or ALTER ROLE have
+ * given it other settings: these can only be had by connecting anew.
  */
 #include "postgres.h"
 
