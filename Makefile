@@ -54,7 +54,7 @@ DATA = $(wildcard sql/banked_webhooks--*.sql)
 MODULE_big = banked_webhooks
 OBJS = \
 	src/banked_webhooks.o src/counters.o src/frame.o src/functions.o src/launcher.o \
-	src/secret_functions.o src/secrets.o src/settings.o src/signature.o src/stats.o src/watch.o \
+	src/private_file.o src/secret_functions.o src/secrets.o src/settings.o src/signature.o src/stats.o src/watch.o \
 	src/api/api_call.o src/api/http_client.o \
 	src/handlers/control.o src/handlers/dispatcher.o src/handlers/handler_cache.o src/handlers/job_queue.o \
 	src/handlers/pool.o src/handlers/runner.o src/handlers/scheduler.o src/handlers/worker.o \

@@ -8,7 +8,6 @@
 #include "postgres.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <openssl/crypto.h>
@@ -16,6 +15,7 @@
 
 #include "storage/fd.h"
 
+#include "private_file.h"
 #include "secrets.h"
 
 #define KIND_CLEAR 0
@@ -84,67 +84,48 @@ compute_id(MasterKey *master)
 	OPENSSL_cleanse(digest, sizeof(digest));
 }
 
-/* The rules of the server's own ssl_key_file. */
-static bool
-check_permissions(const char *path, const struct stat *status, int elevel)
+/* Reads at most size bytes of the file; -1 when it cannot be used, which is reported then. */
+static ssize_t
+read_master_key_file(const char *path, uint8 *text, Size size, int elevel)
 {
-	if (!S_ISREG(status->st_mode))
-	{
+	struct stat status;
+	const char *problem;
+	ssize_t		length = -1;
+	int			file;
+
+	/* Without waiting, should it be a pipe. */
+	file = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | PG_BINARY);
+	if (file < 0 || fstat(file, &status) != 0)
+		ereport(elevel,
+				(errcode_for_file_access(),
+				 errmsg("could not open master key file \"%s\": %m", path)));
+	else if ((problem = private_file_problem(&status)) != NULL)
 		ereport(elevel,
 				(errcode(ERRCODE_CONFIG_FILE_ERROR),
-				 errmsg("master key file \"%s\" is not a regular file", path)));
-		return false;
-	}
-	if (status->st_uid != geteuid() && status->st_uid != 0)
-	{
+				 errmsg("cannot use master key file \"%s\": %s", path, problem)));
+	else if ((length = read(file, text, size)) < 0)
 		ereport(elevel,
-				(errcode(ERRCODE_CONFIG_FILE_ERROR),
-				 errmsg("master key file \"%s\" must be owned by the database user or root", path)));
-		return false;
-	}
-	if ((status->st_uid == geteuid() && (status->st_mode & (S_IRWXG | S_IRWXO)) != 0) ||
-		(status->st_uid == 0 && (status->st_mode & (S_IWGRP | S_IXGRP | S_IRWXO)) != 0))
-	{
-		ereport(elevel,
-				(errcode(ERRCODE_CONFIG_FILE_ERROR),
-				 errmsg("master key file \"%s\" has group or world access", path),
-				 errdetail("File must have permissions u=rw (0600) or less if owned by the database user, or permissions u=rw,g=r (0640) or less if owned by root.")));
-		return false;
-	}
-	return true;
+				(errcode_for_file_access(),
+				 errmsg("could not read master key file \"%s\": %m", path)));
+	if (file >= 0)
+		CloseTransientFile(file);
+	return length;
 }
 
 MasterKeyStatus
 secrets_read_master_key(const char *path, MasterKey *master, int elevel)
 {
 	uint8		text[2 * SECRET_MASTER_KEY_SIZE + 3];
-	struct stat status;
 	ssize_t		length;
-	bool		permitted;
 	bool		decoded;
-	int			file;
 
 	if (path == NULL || path[0] == '\0')
 		return MASTER_KEY_NOT_SET;
-
-	/* Without waiting, should it be a pipe. */
-	file = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | PG_BINARY);
-	if (file < 0 || fstat(file, &status) != 0)
-	{
-		ereport(elevel,
-				(errcode_for_file_access(),
-				 errmsg("could not open master key file \"%s\": %m", path)));
-		if (file >= 0)
-			CloseTransientFile(file);
-		return MASTER_KEY_UNUSABLE;
-	}
-	permitted = check_permissions(path, &status, elevel);
-	length = permitted ? read(file, text, sizeof(text)) : 0;
-	CloseTransientFile(file);
-	if (!permitted)
+	length = read_master_key_file(path, text, sizeof(text), elevel);
+	if (length < 0)
 		return MASTER_KEY_UNUSABLE;
 
-	decoded = length > 0 && decode_master_key(text, length, master->key);
+	decoded = decode_master_key(text, length, master->key);
 	OPENSSL_cleanse(text, sizeof(text));
 	if (!decoded)
 	{

@@ -26,6 +26,7 @@
 #include "utils/memutils.h"
 
 #include "counters.h"
+#include "private_file.h"
 #include "settings.h"
 #include "tls_files.h"
 
@@ -93,18 +94,6 @@ read_text(int fd, PemText *text)
 	return text->length == 0 ? "it is empty" : NULL;
 }
 
-/* The rules that the server has for its own key (ssl_key_file). */
-static const char *
-check_key_permissions(const struct stat *status)
-{
-	if (status->st_uid != geteuid() && status->st_uid != 0)
-		return "it must be owned by the database user or root";
-	if ((status->st_uid == geteuid() && status->st_mode & (S_IRWXG | S_IRWXO)) ||
-		(status->st_uid == 0 && status->st_mode & (S_IWGRP | S_IXGRP | S_IRWXO)))
-		return "it has group or world access (permissions must be u=rw (0600) or less if it is owned by the database user, or u=rw,g=r (0640) or less if it is owned by root)";
-	return NULL;
-}
-
 /* Reads a file; returns null or what is wrong with it. */
 static const char *
 read_file(const char *path, bool is_key, PemText *text)
@@ -119,10 +108,10 @@ read_file(const char *path, bool is_key, PemText *text)
 		return psprintf("could not open it: %m");
 	if (fstat(fd, &status) < 0)
 		problem = psprintf("could not stat it: %m");
+	else if (is_key)
+		problem = private_file_problem(&status);
 	else if (!S_ISREG(status.st_mode))
 		problem = "it is not a regular file";
-	else if (is_key)
-		problem = check_key_permissions(&status);
 	if (problem == NULL)
 		problem = read_text(fd, text);
 	close(fd);

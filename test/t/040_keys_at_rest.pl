@@ -176,6 +176,9 @@ check_recovery('too short');
 chmod 0644, $service->write_private_file('open.key', $master);
 check_refusal('open.key', 'readable by others', 'F0000', 'has group or world access');
 check_recovery('readable by others');
+# It opens, looks private, and has nothing to read at its beginning.
+check_refusal('/proc/self/mem', 'unreadable', '58030', 'could not read master key file "/proc/self/mem": Input/output error');
+check_recovery('unreadable');
 $service->write_private_file('raw.key', pack 'H*', $master);
 set_master_key_file('raw.key');
 is($service->sql(q(select banked.verify_event('event-1', 'payment_sent'))), 't', 'the same as 32 bytes');
