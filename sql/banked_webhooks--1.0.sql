@@ -440,14 +440,14 @@ COMMENT ON FUNCTION banked._verify_with(bytea, text, text, bytea) IS
 
 CREATE FUNCTION banked._key_context(key_id uuid)
 RETURNS text
-LANGUAGE sql IMMUTABLE
-RETURN 'key_secrets ' || key_id;
+LANGUAGE c IMMUTABLE STRICT
+AS 'MODULE_PATHNAME', 'banked_webhooks_key_context';
 COMMENT ON FUNCTION banked._key_context(uuid) IS 'names a signing key''s row for the functions that seal and open';
 
 CREATE FUNCTION banked._credentials_context(name text)
 RETURNS text
-LANGUAGE sql IMMUTABLE
-RETURN 'api_credentials ' || name;
+LANGUAGE c IMMUTABLE STRICT
+AS 'MODULE_PATHNAME', 'banked_webhooks_credentials_context';
 COMMENT ON FUNCTION banked._credentials_context(text) IS 'the same for a row of api_credentials';
 
 CREATE FUNCTION banked._api_call(credentials text, method text, path text, body jsonb, key_id uuid, signing_key text)

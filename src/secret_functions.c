@@ -22,6 +22,8 @@
 #include "settings.h"
 #include "signature.h"
 
+PG_FUNCTION_INFO_V1(banked_webhooks_key_context);
+PG_FUNCTION_INFO_V1(banked_webhooks_credentials_context);
 PG_FUNCTION_INFO_V1(banked_webhooks_seal);
 PG_FUNCTION_INFO_V1(banked_webhooks_reseal);
 PG_FUNCTION_INFO_V1(banked_webhooks_sign_with);
@@ -54,6 +56,20 @@ secret_open_or_fail(const char *context, const bytea *blob, uint8 *buffer)
 				 errhint("Set banked_webhooks.master_key_file to the file with the master key and reload the configuration.") :
 				 errhint("Set the secret anew.")));
 	return length;
+}
+
+/* _key_context(key_id uuid) -> text */
+Datum
+banked_webhooks_key_context(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(secrets_key_context(PG_GETARG_UUID_P(0))));
+}
+
+/* _credentials_context(name text) -> text */
+Datum
+banked_webhooks_credentials_context(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(secrets_credentials_context(text_to_cstring(PG_GETARG_TEXT_PP(0)))));
 }
 
 /* _seal(secret text, context text) -> bytea: under the master key, or clear when none is set */

@@ -14,6 +14,7 @@
 #include <openssl/evp.h>
 
 #include "storage/fd.h"
+#include "utils/builtins.h"
 
 #include "private_file.h"
 #include "secrets.h"
@@ -144,6 +145,18 @@ void
 secrets_forget(MasterKey *master)
 {
 	OPENSSL_cleanse(master, sizeof(*master));
+}
+
+char *
+secrets_key_context(const pg_uuid_t *key_id)
+{
+	return psprintf("key_secrets %s", DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(key_id))));
+}
+
+char *
+secrets_credentials_context(const char *name)
+{
+	return psprintf("api_credentials %s", name);
 }
 
 /*

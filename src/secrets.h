@@ -21,6 +21,8 @@
 
 #include "postgres.h"
 
+#include "utils/uuid.h"
+
 #define SECRET_MASTER_KEY_SIZE 32
 #define SECRET_KEY_ID_SIZE 8
 #define SECRET_MAX_SIZE 8192	/* of a plain secret, in bytes */
@@ -57,6 +59,13 @@ extern MasterKeyStatus secrets_read_master_key(const char *path, MasterKey *mast
 
 /* Cleanses a master key. */
 extern void secrets_forget(MasterKey *master);
+
+/*
+ * The context of a signing key, and of API credentials, palloc'ed.  A blob opens
+ * under the very bytes that it was sealed with: these never change.
+ */
+extern char *secrets_key_context(const pg_uuid_t *key_id);
+extern char *secrets_credentials_context(const char *name);
 
 /* Seals a secret in a palloc'ed blob; with a null master key the blob is clear. */
 extern bytea *secrets_seal(const MasterKey *master, const char *context,

@@ -192,16 +192,12 @@ load_credentials(Credentials *credentials, const char *name, bool has_key, Datum
 
 	if (has_key)
 	{
-		char		key_context[64];
-
-		snprintf(key_context, sizeof(key_context), "key_secrets %s",
-				 DatumGetCString(DirectFunctionCall1(uuid_out, key_id)));
-		length = secret_open_or_fail(key_context, key_blob, credentials->secret);
+		length = secret_open_or_fail(secrets_key_context(DatumGetUUIDP(key_id)), key_blob, credentials->secret);
 		credentials->signing_key = pnstrdup((char *) credentials->secret, length);
 		OPENSSL_cleanse(VARDATA(key_blob), VARSIZE(key_blob) - VARHDRSZ);
 	}
 	credentials->secret_length =
-		secret_open_or_fail(psprintf("api_credentials %s", name), credentials->blob, credentials->secret);
+		secret_open_or_fail(secrets_credentials_context(name), credentials->blob, credentials->secret);
 }
 
 static bool

@@ -124,13 +124,12 @@ load_endpoints(void)
 static void
 open_key(EndpointKey *key, bytea *blob, MasterKey *master, MasterKeyStatus *master_status)
 {
-	char		context[64];
+	char	   *context = secrets_key_context(&key->key_id);
 	char	   *key_id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&key->key_id)));
 	uint8		secret[SECRET_MAX_SIZE];
 	Size		length;
 	SecretStatus status;
 
-	snprintf(context, sizeof(context), "key_secrets %s", key_id);
 	status = secrets_open(*master_status == MASTER_KEY_READ ? master : NULL, context, blob, secret, &length);
 	if (status == SECRET_NO_MASTER_KEY && *master_status == MASTER_KEY_NOT_SET)
 	{

@@ -211,6 +211,29 @@ $service->sql(q(update banked.key_secrets k set secret = s.secret from saved s w
 ok_until(sub { deliver('/hook', $rotated) == 200 }, 'repaired: 200');
 
 # ---------------------------------------------------------------------------
+# What was sealed long ago
+# ---------------------------------------------------------------------------
+
+# Under this master key, for a key of this id and credentials of this name.
+{
+	my ($key_id, $old_key, $old_credentials) = ('0f8fad5b-d9cb-469f-a165-70867728950e', 'a-signing-key-sealed-long-ago', 'an-api-key:a-secret-key');
+	my $sealed_key = '\x01c9c14bdbc1009e473327b8984238ff2ed71f12fa2f39fa4aadbb98f61cbeadc53ef5bcfd971b4205351e4bf366cb57c7b54863b9f1f3324d75bc8d422e38409d0e';
+	my $sealed_credentials = '\x01c9c14bdbc1009e47bad1f807cd87de92aeae1718a56782dde6f2d7ba40216845ee23cd5f3085afee33669bee0ed6e6f2d16fec6e60cc5419ddf8d3';
+
+	push @secrets, $old_key, split /:/, $old_credentials;
+	$service->allow('https://127\.0\.0\.1');
+	is($service->sql("select banked._key_context('$key_id'), banked._credentials_context('old')"), "key_secrets $key_id|api_credentials old", 'contexts stay what they are');
+	$service->sql(qq(
+		insert into banked.signing_keys (key_id, endpoint_id) select '$key_id', endpoint_id from banked.endpoints where path = '/hook';
+		insert into banked.key_secrets values ('$key_id', '$sealed_key');
+		insert into banked.api_credentials (name, auth, base_url, secret) values ('old', 'basic', 'https://127.0.0.1:1', '$sealed_credentials')));
+	ok_until(sub { deliver('/hook', $old_key) == 200 }, 'the receiver opens a key');
+	is($service->sql("select bool_and(banked.verify_event(event_id, event_type)) from banked.events where key_id = '$key_id'"), 't', 'so does verify_event');
+	like($service->sql_error("select banked._api_call('old', 'POST', 'webhooks', '{}', '$key_id', null)"), qr/WH001/, 'so does the API, and credentials: the call gets as far as the network');
+	$service->sql("delete from banked.key_secrets where key_id = '$key_id'; delete from banked.api_credentials where name = 'old'; delete from banked.signing_keys where key_id = '$key_id'");
+}
+
+# ---------------------------------------------------------------------------
 # Rotation of the master key
 # ---------------------------------------------------------------------------
 
