@@ -34,9 +34,6 @@
 #include "receiver/transaction.h"
 #include "runner.h"
 
-/* How long a function that catches its cancellation is tolerated: so many further seconds. */
-#define CANCEL_REPEATS 5
-
 Runner		runner = {.limit = 1};
 
 static volatile sig_atomic_t in_job = false;	/* its function, and the commit: may be cancelled */
@@ -48,14 +45,6 @@ static SPIPlanPtr call_event = NULL;
 static SPIPlanPtr call_revision = NULL;
 static emit_log_hook_type previous_emit_log = NULL;
 static bool temp_used = false;	/* by a transaction since the session was cleaned */
-
-static void
-cancel_statement(void)
-{
-	InterruptPending = true;
-	QueryCancelPending = true;
-	SetLatch(MyLatch);
-}
 
 void
 runner_terminate(void)
@@ -82,7 +71,7 @@ handle_cancel(SIGNAL_ARGS)
 	if (!get_timeout_indicator(LOCK_TIMEOUT, false))
 		cancels++;
 	if (in_job)
-		cancel_statement();
+		transaction_cancel_statement();
 	errno = save_errno;
 }
 
@@ -94,7 +83,7 @@ handle_job_timer(void)
 	my_worker->timed_out = true;
 	if (timer_fired > CANCEL_REPEATS)
 		ProcDiePending = true;
-	cancel_statement();
+	transaction_cancel_statement();
 }
 
 /* Just before the commit, when the last deferred trigger has run. */
@@ -274,7 +263,7 @@ static void
 start_timer(void)
 {
 	timer_fired = 0;
-	QueryCancelPending = false;
+	transaction_forget_cancel();
 	enable_timeout_every(job_timer,
 						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), runner.timeout),
 						 1000);
@@ -355,7 +344,7 @@ take_error(void)
 	error = CopyErrorData();
 	AbortCurrentTransaction();
 	FlushErrorState();
-	QueryCancelPending = false;
+	transaction_forget_cancel();
 	MemoryContextSwitchTo(runner.context);
 	RESUME_INTERRUPTS();
 	return error;
@@ -421,7 +410,7 @@ runner_run(const Job *jobs, int index)
 	PG_END_TRY();
 	in_job = false;
 	disable_timeout(job_timer, false);
-	QueryCancelPending = false;
+	transaction_forget_cancel();
 
 	clean_session();
 	if (error == NULL)
@@ -454,7 +443,7 @@ run_in_savepoint(const Job *job)
 		error = CopyErrorData();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
-		QueryCancelPending = false;
+		transaction_forget_cancel();
 	}
 	PG_END_TRY();
 	disable_timeout(job_timer, false);
@@ -498,7 +487,7 @@ runner_run_together(const Job *jobs, int first, int count)
 	}
 	PG_END_TRY();
 	in_job = false;
-	QueryCancelPending = false;
+	transaction_forget_cancel();
 	clean_session();
 	if (!committed)
 		return false;

@@ -33,9 +33,6 @@
 #include "counters.h"
 #include "transaction.h"
 
-/* How long code that catches its cancellation is tolerated: so many further seconds. */
-#define CANCEL_REPEATS 5
-
 volatile sig_atomic_t transaction_shutdown_requested = false;
 
 static volatile sig_atomic_t cancellable = false;	/* a transaction runs that signals may cancel */
@@ -49,8 +46,8 @@ static bool left_open = false;	/* by the last transaction_run */
 static bool serves_deliveries = false;	/* the running one's commit lets 200s out */
 static int	commit_level = SYNCHRONOUS_COMMIT_LOCAL_FLUSH;	/* of deliveries, in the running one */
 
-static void
-cancel_statement(void)
+void
+transaction_cancel_statement(void)
 {
 	InterruptPending = true;
 	QueryCancelPending = true;
@@ -66,7 +63,7 @@ handle_terminate(SIGNAL_ARGS)
 	transaction_shutdown_requested = true;
 	signals++;
 	if (cancellable)
-		cancel_statement();
+		transaction_cancel_statement();
 	SetLatch(MyLatch);
 	errno = save_errno;
 }
@@ -80,7 +77,7 @@ handle_cancel(SIGNAL_ARGS)
 	if (committing || !get_timeout_indicator(LOCK_TIMEOUT, false))
 		signals++;
 	if (cancellable)
-		cancel_statement();
+		transaction_cancel_statement();
 	errno = save_errno;
 }
 
@@ -98,7 +95,7 @@ handle_timer(void)
 	timer_fired++;
 	if (timer_fired > CANCEL_REPEATS)
 		ProcDiePending = true;
-	cancel_statement();
+	transaction_cancel_statement();
 }
 
 static const char *
@@ -198,11 +195,11 @@ start_timer(int timeout)
 }
 
 /*
- * Drops a cancellation that came too late.  A lock timeout that fired when the
- * lock was just granted would else be taken for the reason of the next one.
+ * A lock timeout that fired when the lock was just granted would else be taken
+ * for the reason of the next cancellation.
  */
-static void
-forget_cancel(void)
+void
+transaction_forget_cancel(void)
 {
 	QueryCancelPending = false;
 	(void) get_timeout_indicator(LOCK_TIMEOUT, true);
@@ -212,7 +209,7 @@ static void
 stop_timer(void)
 {
 	disable_timeout(timer, false);
-	forget_cancel();
+	transaction_forget_cancel();
 }
 
 /*
@@ -270,7 +267,7 @@ take_error(int signals_before, MemoryContext context, TransactionError *error)
 	data = CopyErrorData();
 	AbortCurrentTransaction();
 	FlushErrorState();
-	forget_cancel();
+	transaction_forget_cancel();
 	RESUME_INTERRUPTS();
 
 	MemoryContextSwitchTo(context);

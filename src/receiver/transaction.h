@@ -11,6 +11,9 @@
 
 #include "failure.h"
 
+/* How long code that catches its cancellation is tolerated: so many further seconds. */
+#define CANCEL_REPEATS 5
+
 /* SIGTERM has come: finish and leave. */
 extern volatile sig_atomic_t transaction_shutdown_requested;
 
@@ -74,6 +77,12 @@ extern bool transaction_was_cut_short(int signals);
 
 /* Does the running transaction go on after repeated cancellations, so that the process is ended? */
 extern bool transaction_is_unstoppable(void);
+
+/* From a handler of a signal: cancels the statement that runs. */
+extern void transaction_cancel_statement(void);
+
+/* Drops a cancellation that came too late, so that it meets no other statement and explains no later one. */
+extern void transaction_forget_cancel(void);
 
 /* Undoes what users' code may have left behind in the session; outside transactions. */
 extern void transaction_clean_session(void);
