@@ -406,6 +406,23 @@ sub stat
 	return $self->sql("select coalesce(sum(value), 0) from banked.stats() where metric = '$metric' $condition", $database);
 }
 
+# The jobs of a handler that are in a state.
+sub count_jobs
+{
+	my ($self, $handler, $state) = @_;
+	return $self->sql("select count(*) from banked.jobs where handler = '$handler' and state = '$state'");
+}
+
+# Waits until a handler has done so many jobs, and reports that as a test.
+sub ok_all_done
+{
+	my ($self, $handler, $count, $limit) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	ok_until(sub { $self->count_jobs($handler, 'done') == $count }, "all $count jobs of $handler are done", $limit)
+	  or diag $self->sql("select * from banked.handler_status where handler = '$handler'");
+	return;
+}
+
 # Waits until what was answered is counted: that follows the answer, and a
 # receiver is not idle before.
 sub wait_until_counted

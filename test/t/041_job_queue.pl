@@ -79,17 +79,6 @@ sub deliver_many
 			cross join lateral banked.receive('/hook', banked.sign(b.body, '$KEY'), b.body) as r});
 }
 
-sub count_jobs { my ($name, $state) = @_; return $service->sql("select count(*) from banked.jobs where handler = '$name' and state = '$state'"); }
-
-sub ok_all_done
-{
-	my ($name, $count, $limit) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	ok_until(sub { count_jobs($name, 'done') == $count }, "all $count jobs of $name are done", $limit)
-	  or diag $service->sql("select * from banked.handler_status where handler = '$name'");
-	return;
-}
-
 sub overlap
 {
 	my ($name) = @_;
@@ -99,7 +88,7 @@ sub overlap
 # Wake-up: from the answer to the start of the function.
 handler(quick => 0);
 ok_until(sub { deliver('q0', 'quick') == 200 }, 'a delivery');
-ok_all_done(quick => 1);
+$service->ok_all_done(quick => 1);
 my (@latencies, @answers);
 foreach my $i (1 .. 40)
 {
@@ -132,7 +121,7 @@ ok_until(
 # Workers racing: each job once.
 handler(race => 0);
 deliver_many(race => 500);
-ok_all_done(race => 500);
+$service->ok_all_done(race => 500);
 is($service->sql(q(select count(*) || ' ' || count(distinct event_id) from shop.log where handler = 'race')), '500 500', 'each exactly once');
 cmp_ok($service->sql(q(select count(distinct worker_pid) from banked.jobs where handler = 'race')), '>=', 1, 'by one worker or more');
 
@@ -147,21 +136,21 @@ ok_until(sub { $service->sql(q(select count(*) from shop.log where event_id = 'q
 handler(late => 0);
 deliver('late-1', 'late');
 ok_until(sub { $service->sql(q(select count(*) from shop.log where event_id = 'late-1')) == 1 }, 'and one that came later, too');
-is(count_jobs(slow => 'done'), 1, '... while the slow one does not get on');
+is($service->count_jobs(slow => 'done'), 1, '... while the slow one does not get on');
 $gate->quit;
-ok_all_done(slow => 12);
+$service->ok_all_done(slow => 12);
 cmp_ok(overlap('slow'), '>=', 2, 'more than one worker ran the slow one: ' . overlap('slow'));
 
 # Concurrency.
 handler(narrow => 0.05, 'concurrency => 1');
 deliver_many(narrow => 8);
-ok_all_done(narrow => 8);
+$service->ok_all_done(narrow => 8);
 is(overlap('narrow'), 1, 'concurrency => 1: one at a time');
 
 # Rate.
 handler(rated => 0, 'rate => 10');
 deliver_many(rated => 15);
-ok_all_done(rated => 15);
+$service->ok_all_done(rated => 15);
 my $span = $service->sql(q(select extract(epoch from max(began) - min(began)) from shop.log where handler = 'rated'));
 cmp_ok($span, '>=', 1.25, "rate => 10: 15 jobs take $span s");
 cmp_ok($span, '<', 10, '... and not much longer');
@@ -176,7 +165,7 @@ shop(q{create sequence shop.tries; create function shop.ordered(event banked.eve
 	end $f$;
 	select banked.subscribe('ordered', 'shop.ordered(banked.events)', array['payment_ordered'], ordered => true, backoff => '150 ms', max_attempts => 100)});
 deliver_many(ordered => 30, 'i % 3');
-ok_all_done(ordered => 30);
+$service->ok_all_done(ordered => 30);
 is($service->sql(q(select count(*) from (select split_part(event_id, '-', 2)::int as n, lag(split_part(event_id, '-', 2)::int) over (partition by resource_id order by began) as before from shop.log where handler = 'ordered') as s where before > n)),
 	0, 'ordered: each resource in order of arrival');
 is($service->sql(q(select max(began) filter (where resource_id <> '1') < min(began) filter (where event_id = 'ordered-4') from shop.log where handler = 'ordered')), 't', 'a failing one holds back its own resource alone');
@@ -192,9 +181,9 @@ shop(q{create table shop.deferred (event_id text unique deferrable initially def
 	select banked.subscribe('batched', 'shop.batched(banked.events)', array['payment_batched'], batch => 10, max_attempts => 1, concurrency => 1)});
 shop(q{select banked.pause_handler('batched')});
 deliver_many(batched => 40);
-is(count_jobs(batched => 'ready'), 40, 'jobs wait while their handler is paused');
+is($service->count_jobs(batched => 'ready'), 40, 'jobs wait while their handler is paused');
 shop(q{select banked.resume_handler('batched')});
-ok_until(sub { count_jobs(batched => 'done') == 38 && count_jobs(batched => 'dead') == 2 }, 'batch => 10: 38 done, 2 dead');
+ok_until(sub { $service->count_jobs(batched => 'done') == 38 && $service->count_jobs(batched => 'dead') == 2 }, 'batch => 10: 38 done, 2 dead');
 is($service->sql(q(select count(distinct event_id) || ' ' || count(*) from shop.log where handler = 'batched')), '38 38', 'each once');
 
 # kill -9 in the middle of a function: the server restarts, nothing is half done, the job goes on.
@@ -219,13 +208,13 @@ shop(q{create function shop.crowd(event banked.events) returns void language plp
 		perform shop.note('crowd', event, 0);
 	end $f$;
 	select banked.subscribe('crowd', 'shop.crowd(banked.events)', array['payment_crowd'], max_attempts => 1, concurrency => 1, batch => 8, timeout => '1 h')});
-foreach my $count (2, 4, 8) { deliver_many(crowd => $count); ok_all_done(crowd => $count); }
+foreach my $count (2, 4, 8) { deliver_many(crowd => $count); $service->ok_all_done(crowd => $count); }
 deliver_many(crowd => 24);
 ok_until(sub { $service->sql(q(select count(*) > 1 and bool_or(event_id = 'crowd-20') from banked.jobs where handler = 'crowd' and state = 'running')) eq 't' }, 'a worker has claimed several jobs, and one of them does not end');
 ($victim) = $service->sql(q(select worker_pid from banked.jobs where event_id = 'crowd-20'));
 kill 'KILL', $victim;
 ok_until(sub { $service->sql_if_up(q(select count(*) from banked.jobs where handler = 'crowd' and state in ('done', 'dead'))) eq '24' }, 'all of them end after the restart');
-is(count_jobs(crowd => 'dead'), 0, 'and none has lost its only attempt');
+is($service->count_jobs(crowd => 'dead'), 0, 'and none has lost its only attempt');
 
 # A shutdown does not count.
 $gate = close_gate();
@@ -237,7 +226,7 @@ $node->stop('fast');
 $node->start;
 $service->wait_for_port;
 $gate->quit;
-ok_all_done(patient => 1);
+$service->ok_all_done(patient => 1);
 is($service->sql(q(select attempts from banked.jobs where handler = 'patient')), 1, 'a fast shutdown in the middle of a job does not count');
 is($service->sql(q(select count(*) from banked.job_attempts join banked.jobs using (job_id) where handler = 'patient')), 0, 'no failed attempt');
 
@@ -249,7 +238,7 @@ $service->sql('select banked.pause()');
 ok_until(sub { !$service->pids('handler') }, 'pause() ends the handlers');
 $gate->quit;
 $service->sql('select banked.resume()');
-ok_all_done(patient => 2);
+$service->ok_all_done(patient => 2);
 is($service->sql(q(select max(attempts) from banked.jobs where handler = 'patient')), 1, 'which does not count');
 
 # The launcher is replaced: its workers end with it, and that does not count.
@@ -261,7 +250,7 @@ my ($worker) = $service->sql(q(select worker_pid from banked.jobs where handler 
 $service->sql("select pg_terminate_backend($launcher)");
 ok_until(sub { !-e "/proc/$worker" }, 'the worker ends with the launcher');
 $gate->quit;
-ok_all_done(patient => 3);
+$service->ok_all_done(patient => 3);
 is($service->sql(q(select max(attempts) from banked.jobs where handler = 'patient')), 1, 'the end of the launcher does not count');
 
 # One worker for all handlers: they take turns.
@@ -274,8 +263,8 @@ shop(q{select banked.pause_handler('much'), banked.pause_handler('little')});
 deliver_many(much => 8);
 deliver_many(little => 2);
 shop(q{select banked.resume_handler('much'), banked.resume_handler('little')});
-ok_all_done(much => 8);
-ok_all_done(little => 2);
+$service->ok_all_done(much => 8);
+$service->ok_all_done(little => 2);
 is($service->sql(q(select (select min(began) from shop.log where handler = 'little') < (select max(began) from shop.log where handler = 'much'))), 't',
 	'handler_workers = 1: a long queue does not keep the worker');
 cmp_ok(scalar(() = $service->pids('handler')), '<=', 1, 'there is one worker');
@@ -292,8 +281,8 @@ deliver_many(reloaded => 600);
 ok_until(sub { $service->sql('select count(*) from shop.setting') > 0 }, 'a worker is at work on a long queue');
 $node->reload;
 ok_until(sub { $service->sql(q(select count(*) from shop.setting where value = '5MB')) > 0 }, 'a reload reaches it');
-cmp_ok(count_jobs('reloaded', 'ready'), '>', 0, 'in the middle of the queue');
-ok_all_done(reloaded => 600, 60);
+cmp_ok($service->count_jobs('reloaded', 'ready'), '>', 0, 'in the middle of the queue');
+$service->ok_all_done(reloaded => 600, 60);
 $service->sql('alter system reset work_mem');
 $node->reload;
 

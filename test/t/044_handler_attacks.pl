@@ -57,23 +57,12 @@ sub deliver
 	return $service->sql($query, $more{database});
 }
 
-sub count_jobs { my ($name, $state) = @_; return $service->sql("select count(*) from banked.jobs where handler = '$name' and state = '$state'"); }
-
 sub ok_state
 {
 	my ($id, $state, $name, $limit) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	my $job = sub { $service->sql("select $_[0] from banked.jobs where event_id = '$id' order by job_id desc limit 1") };
 	ok_until(sub { $job->('state') eq $state }, $name // "$id is $state", $limit) or diag $job->('jobs');
-	return;
-}
-
-sub ok_all_done
-{
-	my ($name, $count, $limit) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	ok_until(sub { count_jobs($name, 'done') == $count }, "all $count jobs of $name are done", $limit)
-	  or diag $service->sql("select * from banked.handler_status where handler = '$name'");
 	return;
 }
 
@@ -124,12 +113,12 @@ handler(rated => q{ null; }, q{rate => 0.01});
 deliver('rated', count => 3);
 ok_state('rated-1', 'done');
 shop(q(select banked.alter_handler('rated', rate => 100)));
-ok_until(sub { count_jobs(rated => 'done') == 3 }, 'a higher rate holds at once');
+ok_until(sub { $service->count_jobs(rated => 'done') == 3 }, 'a higher rate holds at once');
 handler(wide => q{ perform pg_sleep(0.2); insert into shop.log (handler, began) values ('wide', began); });
 deliver('wide', count => 500);
-ok_until(sub { count_jobs(wide => 'running') > 2 }, 'several workers');
+ok_until(sub { $service->count_jobs(wide => 'running') > 2 }, 'several workers');
 shop(q(select banked.alter_handler('wide', concurrency => 1)));
-ok_until(sub { count_jobs(wide => 'running') == 1 && $service->stat('handler_workers', { handler => 'wide', state => 'busy' }) <= 1 }, 'a lower concurrency holds soon');
+ok_until(sub { $service->count_jobs(wide => 'running') == 1 && $service->stat('handler_workers', { handler => 'wide', state => 'busy' }) <= 1 }, 'a lower concurrency holds soon');
 handler(blocked => q{ if event.event_id = 'blocked-1' then raise 'no'; end if; }, q{ordered => true, backoff => '1 h'});
 deliver('blocked', count => 2, resource => q('one'));
 ok_until(sub { attempts('blocked-1') eq 'error P0001' }, 'an ordered job fails');
@@ -154,11 +143,11 @@ shop(q(select banked.unsubscribe('turns')));
 # Jobs of a prepared transaction.
 handler(prepared => q{ null; });
 deliver('prepared');
-ok_all_done(prepared => 1);
+$service->ok_all_done(prepared => 1);
 $service->sql(q(begin; set local role shop; select banked.replay('prepared'); prepare transaction 'replay'));
 ok_until(sub { $service->stat('handler_workers', { handler => 'prepared', state => 'busy' }) == 0 }, 'nothing to do');
 $service->sql(q(commit prepared 'replay'));
-ok_all_done(prepared => 2, 20);
+$service->ok_all_done(prepared => 2, 20);
 
 # A deferred trigger that does not end, in a batch.
 shop(q{create table shop.slow (a int);
@@ -167,7 +156,7 @@ shop(q{create table shop.slow (a int);
 handler(batched => q{ if event.event_id ~ 'batched-1..' then insert into shop.slow values (1); end if; },
 	q{batch => 10, timeout => '2 s', max_attempts => 1, concurrency => 1});
 deliver('batched', count => 3);
-ok_all_done(batched => 3);
+$service->ok_all_done(batched => 3);
 deliver('batched', first => 100, count => 2);
 ok_state("batched-$_", 'dead', "batched-$_ is dead: a timeout at commit") foreach 100, 101;
 is(attempts('batched-101'), 'timeout 57014', 'as such');
@@ -209,10 +198,10 @@ $service->sql('alter table banked.events add column note text');
 handler(column => q{ insert into shop.log (handler, event_id, more) values ('column', event.event_id, event.revision); }, q{include_revisions => true, max_attempts => 1});
 deliver('column');
 deliver('column', reference => 'changed');
-ok_all_done(column => 2);
+$service->ok_all_done(column => 2);
 $service->sql('alter table banked.events drop column note');
 deliver('column', reference => 'changed again');
-ok_all_done(column => 3);
+$service->ok_all_done(column => 3);
 
 # CREATE DATABASE in a function of the database's owner does not interrupt the service.
 $service->sql('alter database postgres owner to shop');
@@ -238,7 +227,7 @@ handler(role => q{ insert into shop.log (handler, more) values ('role', session_
 $service->sql('create role boss; grant boss to shop; alter role shop set role = boss');
 end_workers();
 deliver('role', count => 2);
-ok_all_done(role => 2);
+$service->ok_all_done(role => 2);
 is($service->sql(q(select string_agg(more, ',') from shop.log where handler = 'role')), 'shop shop,shop shop', 'a setting of role does not change who it runs as');
 $service->sql('alter role shop reset role');
 handler(power => qq{ insert into shop.log (handler, more) select 'power', rolsuper from pg_roles where rolname = current_user; if event.event_id = 'power-10' then $at_gate end if; }, q{batch => 10, concurrency => 1, timeout => '1 h'});
@@ -249,7 +238,7 @@ ok_state('power-10', 'running');
 $service->sql('alter role shop superuser');
 ok_until(sub { $service->sql(q(select count(*) from banked.handlers where state = 'active' and role = 'shop')) == 0 }, 'a superuser\'s handlers are paused');
 $gate->quit;
-ok_until(sub { count_jobs(power => 'running') == 0 }, 'the job that ran ends');
+ok_until(sub { $service->count_jobs(power => 'running') == 0 }, 'the job that ran ends');
 is($service->sql(q(select string_agg(distinct more, ' ') from shop.log where handler = 'power')), 'false', 'no function has run as a superuser');
 $service->sql(q(alter role shop nosuperuser; select count(banked.resume_handler(handler)) from banked.handlers where problem is not null));
 $service->sql('alter role shop rename to store; create role shop');
@@ -287,8 +276,8 @@ $service->sql('select pg_sleep(1.2)');
 handler(third => q{ null; });
 deliver('third');
 ok_state('third-1', 'done', 'a third handler gets a place, before the second has done all');
-cmp_ok(count_jobs(busy => 'ready'), '>', 0, '(it has not)');
-is(count_jobs(endless => 'running'), 1, 'while the first one still runs');
+cmp_ok($service->count_jobs(busy => 'ready'), '>', 0, '(it has not)');
+is($service->count_jobs(endless => 'running'), 1, 'while the first one still runs');
 end_workers();
 $service->sql(q(select count(banked.unsubscribe(handler)) from banked.handlers; alter system reset banked_webhooks.handler_workers));
 $node->reload;
