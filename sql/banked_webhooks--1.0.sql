@@ -2738,9 +2738,14 @@ RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+	-- No tables are made for a pause that is there already: a dump may be about to bring them.
+	IF (SELECT s.paused FROM banked.service_state AS s) THEN
+		RETURN;
+	END IF;
+	-- First, as in resume(): whoever has its lock may wait for the row.
+	PERFORM banked.create_tables();
 	UPDATE banked.service_state SET paused = true, changed_at = now() WHERE NOT paused;
 	IF FOUND THEN
-		PERFORM banked.create_tables();
 		PERFORM banked._audit('pause'::text, '{}'::jsonb);
 	END IF;
 END
