@@ -617,6 +617,30 @@ END
 $$;
 COMMENT ON FUNCTION banked._comment_event_columns(regclass) IS 'describes the columns that events, event_revisions and history share';
 
+-- events_since() counts on each seq being greater than all that were taken before.
+CREATE FUNCTION banked._seq_is_fit()
+RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	RETURN NOT EXISTS (SELECT FROM pg_sequence AS s WHERE s.seqrelid = to_regclass('banked.events_seq_seq')
+					   AND (s.seqcache <> 1 OR s.seqincrement < 1 OR s.seqcycle));
+END
+$$;
+COMMENT ON FUNCTION banked._seq_is_fit() IS 'whether the sequence of events and revisions ascends, without a cache';
+
+-- The default is missing at first, and after DROP TABLE events CASCADE.
+CREATE FUNCTION banked._revisions_take_seq()
+RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	RETURN EXISTS (SELECT FROM pg_attribute AS a
+				   WHERE a.attrelid = to_regclass('banked.event_revisions') AND a.attname = 'seq' AND a.atthasdef);
+END
+$$;
+COMMENT ON FUNCTION banked._revisions_take_seq() IS 'whether event_revisions has a default for seq';
+
 CREATE FUNCTION banked._create_event_tables()
 RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -680,15 +704,10 @@ BEGIN
 			'changed: other bytes; recurrence: the same event of a resource again, after another one (a mandate that became active again)';
 	END IF;
 
-	-- events_since() counts on each seq being greater than all that were taken before.
-	IF EXISTS (SELECT FROM pg_sequence WHERE seqrelid = 'banked.events_seq_seq'::regclass
-			   AND (seqcache <> 1 OR seqincrement < 1 OR seqcycle)) THEN
+	IF NOT banked._seq_is_fit() THEN
 		ALTER SEQUENCE banked.events_seq_seq CACHE 1 INCREMENT 1 NO CYCLE;
 	END IF;
-
-	-- The default is missing at first, and after DROP TABLE events CASCADE.
-	IF NOT EXISTS (SELECT FROM pg_attribute
-				   WHERE attrelid = 'banked.event_revisions'::regclass AND attname = 'seq' AND atthasdef) THEN
+	IF NOT banked._revisions_take_seq() THEN
 		ALTER TABLE banked.event_revisions ALTER COLUMN seq SET DEFAULT nextval('banked.events_seq_seq');
 		PERFORM setval('banked.events_seq_seq'::regclass, max(r.seq)) FROM banked.event_revisions AS r;
 	END IF;
@@ -1066,6 +1085,39 @@ END
 $$;
 COMMENT ON FUNCTION banked._create_history_view() IS 'makes the view history where it is missing';
 
+CREATE FUNCTION banked._missing_triggers()
+RETURNS TABLE (name name, relation text, clauses text, description text)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+	SELECT t.name, t.relation, t.clauses, t.description
+	FROM (VALUES
+		('banked_webhooks_config_changed', 'banked.endpoints',
+		 'AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON banked.endpoints FOR EACH STATEMENT EXECUTE FUNCTION banked._config_changed()',
+		 'lets the receivers know'),
+		('banked_webhooks_config_changed', 'banked.signing_keys',
+		 'AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON banked.signing_keys FOR EACH STATEMENT EXECUTE FUNCTION banked._config_changed()',
+		 'lets the receivers know'),
+		('banked_webhooks_config_changed', 'banked.handlers',
+		 'AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON banked.handlers FOR EACH STATEMENT EXECUTE FUNCTION banked._config_changed()',
+		 'lets the receivers know'),
+		('banked_webhooks_notify', 'banked.events',
+		 'AFTER INSERT ON banked.events REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION banked._notify()',
+		 'notifies channel banked_webhooks'),
+		('banked_webhooks_notify', 'banked.event_revisions',
+		 'AFTER INSERT ON banked.event_revisions REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION banked._notify()',
+		 'notifies channel banked_webhooks'),
+		('banked_webhooks_notify', 'banked.quarantine',
+		 'AFTER INSERT ON banked.quarantine REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION banked._notify()',
+		 'notifies channel banked_webhooks'),
+		('banked_webhooks_config_changed', 'banked.quarantine',
+		 'AFTER INSERT OR UPDATE ON banked.quarantine FOR EACH STATEMENT EXECUTE FUNCTION banked._config_changed()',
+		 'lets the receivers know when to try again')
+	) AS t (name, relation, clauses, description)
+	WHERE NOT EXISTS (SELECT FROM pg_trigger AS p
+					  WHERE p.tgrelid = to_regclass(t.relation) AND p.tgname = t.name);
+END;
+COMMENT ON FUNCTION banked._missing_triggers() IS 'those of the extension''s triggers on the history that are not there';
+
 CREATE FUNCTION banked._create_triggers()
 RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -1073,34 +1125,7 @@ AS $$
 DECLARE
 	missing record;
 BEGIN
-	FOR missing IN
-		SELECT t.name, t.relation, t.clauses, t.description
-		FROM (VALUES
-			('banked_webhooks_config_changed', regclass 'banked.endpoints',
-			 'AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON banked.endpoints FOR EACH STATEMENT EXECUTE FUNCTION banked._config_changed()',
-			 'lets the receivers know'),
-			('banked_webhooks_config_changed', 'banked.signing_keys',
-			 'AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON banked.signing_keys FOR EACH STATEMENT EXECUTE FUNCTION banked._config_changed()',
-			 'lets the receivers know'),
-			('banked_webhooks_config_changed', 'banked.handlers',
-			 'AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON banked.handlers FOR EACH STATEMENT EXECUTE FUNCTION banked._config_changed()',
-			 'lets the receivers know'),
-			('banked_webhooks_notify', 'banked.events',
-			 'AFTER INSERT ON banked.events REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION banked._notify()',
-			 'notifies channel banked_webhooks'),
-			('banked_webhooks_notify', 'banked.event_revisions',
-			 'AFTER INSERT ON banked.event_revisions REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION banked._notify()',
-			 'notifies channel banked_webhooks'),
-			('banked_webhooks_notify', 'banked.quarantine',
-			 'AFTER INSERT ON banked.quarantine REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION banked._notify()',
-			 'notifies channel banked_webhooks'),
-			('banked_webhooks_config_changed', 'banked.quarantine',
-			 'AFTER INSERT OR UPDATE ON banked.quarantine FOR EACH STATEMENT EXECUTE FUNCTION banked._config_changed()',
-			 'lets the receivers know when to try again')
-		) AS t (name, relation, clauses, description)
-		WHERE NOT EXISTS (SELECT FROM pg_trigger AS p
-						  WHERE p.tgrelid = t.relation AND p.tgname = t.name)
-	LOOP
+	FOR missing IN SELECT t.name, t.relation, t.clauses, t.description FROM banked._missing_triggers() AS t LOOP
 		-- OR REPLACE: the snapshot of a REPEATABLE READ transaction may be too old to show it
 		EXECUTE format('CREATE OR REPLACE TRIGGER %I %s', missing.name, missing.clauses);
 		EXECUTE format('COMMENT ON TRIGGER %I ON %s IS %L', missing.name, missing.relation, missing.description);
@@ -1136,6 +1161,65 @@ END
 $$;
 COMMENT ON FUNCTION banked._strip_privileges(regclass) IS 'leaves all privileges on a relation to its owner alone';
 
+CREATE FUNCTION banked._granted_privileges()
+RETURNS TABLE (relation text, privileges text, roles text)
+LANGUAGE sql IMMUTABLE
+BEGIN ATOMIC
+	SELECT g.relation, g.privileges, g.roles
+	FROM (VALUES
+		('endpoints', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
+		('signing_keys', 'SELECT', 'banked_webhooks_admin'),
+		('published_webhooks', 'SELECT', 'banked_webhooks_admin'),
+		('events', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
+		('events', 'TRIGGER', 'banked_webhooks_admin'),
+		('events_seq_seq', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
+		('event_revisions', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
+		('event_revisions', 'TRIGGER', 'banked_webhooks_admin'),
+		('history', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
+		('quarantine', 'SELECT', 'banked_webhooks_admin'),
+		('rejections', 'SELECT', 'banked_webhooks_admin'),
+		('audit_log', 'SELECT', 'banked_webhooks_admin'),
+		('handlers', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
+		('jobs', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
+		('handler_status', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
+		('event_jobs', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
+		('failed_attempts', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin')
+	) AS g (relation, privileges, roles);
+END;
+COMMENT ON FUNCTION banked._granted_privileges() IS 'what readers and admins may do with which relations';
+
+CREATE FUNCTION banked._bare_relations()
+RETURNS text[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	RETURN ARRAY(SELECT r.name
+				 FROM unnest(banked._relation_names()) AS r (name)
+					 LEFT JOIN pg_class AS c ON c.oid = to_regclass('banked.' || r.name)
+				 WHERE c.oid IS NULL
+					 OR (c.relacl IS NULL AND r.name IN (SELECT g.relation FROM banked._granted_privileges() AS g)));
+END
+$$;
+COMMENT ON FUNCTION banked._bare_relations() IS
+	'relations that are missing, or were restored without the privileges that are due on them';
+
+-- Without these nothing can be stored.
+CREATE FUNCTION banked._worker_may_store()
+RETURNS boolean
+LANGUAGE sql STABLE
+RETURN has_table_privilege('banked_webhooks_worker', 'banked.events', 'INSERT')
+	AND has_table_privilege('banked_webhooks_worker', 'banked.events', 'SELECT')
+	AND has_table_privilege('banked_webhooks_worker', 'banked.event_revisions', 'INSERT')
+	AND has_table_privilege('banked_webhooks_worker', 'banked.event_revisions', 'SELECT')
+	AND has_sequence_privilege('banked_webhooks_worker', 'banked.events_seq_seq', 'USAGE');
+COMMENT ON FUNCTION banked._worker_may_store() IS 'whether the receivers'' role may write the history';
+
+CREATE FUNCTION banked._worker_may_connect()
+RETURNS boolean
+LANGUAGE sql STABLE
+RETURN has_database_privilege('banked_webhooks_worker', current_database(), 'CONNECT');
+COMMENT ON FUNCTION banked._worker_may_connect() IS 'whether the receivers'' role may connect to this database';
+
 CREATE FUNCTION banked._grant_privileges(relations text[])
 RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -1145,42 +1229,16 @@ DECLARE
 BEGIN
 	PERFORM banked._strip_privileges(('banked.' || r.name)::regclass) FROM unnest(relations) AS r (name);
 	FOR granted IN
-		SELECT g.relation, g.privileges, g.roles
-		FROM (VALUES
-			('endpoints', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
-			('signing_keys', 'SELECT', 'banked_webhooks_admin'),
-			('published_webhooks', 'SELECT', 'banked_webhooks_admin'),
-			('events', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
-			('events', 'TRIGGER', 'banked_webhooks_admin'),
-			('event_revisions', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
-			('event_revisions', 'TRIGGER', 'banked_webhooks_admin'),
-			('history', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
-			('quarantine', 'SELECT', 'banked_webhooks_admin'),
-			('rejections', 'SELECT', 'banked_webhooks_admin'),
-			('audit_log', 'SELECT', 'banked_webhooks_admin'),
-			('handlers', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
-			('jobs', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
-			('handler_status', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
-			('event_jobs', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin'),
-			('failed_attempts', 'SELECT', 'banked_webhooks_reader, banked_webhooks_admin')
-		) AS g (relation, privileges, roles)
+		SELECT g.relation, g.privileges, g.roles FROM banked._granted_privileges() AS g
 		WHERE g.relation = ANY (relations)
 	LOOP
 		EXECUTE format('GRANT %s ON banked.%I TO %s', granted.privileges, granted.relation, granted.roles);
 	END LOOP;
-	IF 'events_seq_seq' = ANY (relations) THEN
-		GRANT SELECT ON SEQUENCE banked.events_seq_seq TO banked_webhooks_reader, banked_webhooks_admin;
-	END IF;
 
-	-- Without these nothing can be stored.
-	IF NOT has_database_privilege('banked_webhooks_worker', current_database(), 'CONNECT') THEN
+	IF NOT banked._worker_may_connect() THEN
 		EXECUTE format('GRANT CONNECT ON DATABASE %I TO banked_webhooks_worker', current_database());
 	END IF;
-	IF NOT (has_table_privilege('banked_webhooks_worker', 'banked.events', 'INSERT')
-			AND has_table_privilege('banked_webhooks_worker', 'banked.events', 'SELECT')
-			AND has_table_privilege('banked_webhooks_worker', 'banked.event_revisions', 'INSERT')
-			AND has_table_privilege('banked_webhooks_worker', 'banked.event_revisions', 'SELECT')
-			AND has_sequence_privilege('banked_webhooks_worker', 'banked.events_seq_seq', 'USAGE')) THEN
+	IF NOT banked._worker_may_store() THEN
 		GRANT INSERT, SELECT ON banked.events, banked.event_revisions TO banked_webhooks_worker;
 		GRANT USAGE ON SEQUENCE banked.events_seq_seq TO banked_webhooks_worker;
 	END IF;
@@ -1195,6 +1253,21 @@ COMMENT ON FUNCTION banked._grant_privileges(text[]) IS
  * records privileges that pg_dump then leaves out.  ALTER EXTENSION ... DROP
  * undoes both.
  */
+CREATE FUNCTION banked._bound_relations()
+RETURNS TABLE (relation regclass, type text, extension name)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+	SELECT c.oid::regclass, CASE c.relkind WHEN 'S' THEN 'SEQUENCE' WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, e.extname
+	FROM unnest(banked._relation_names()) AS r (name)
+		JOIN pg_class AS c ON c.oid = to_regclass('banked.' || r.name)
+		LEFT JOIN pg_depend AS d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+		LEFT JOIN pg_extension AS e ON e.oid = d.refobjid
+	WHERE e.oid IS NOT NULL
+		OR EXISTS (SELECT FROM pg_init_privs AS p WHERE p.classoid = 'pg_class'::regclass AND p.objoid = c.oid);
+END;
+COMMENT ON FUNCTION banked._bound_relations() IS
+	'tables and their like that are members of an extension, or whose privileges count as a member''s';
+
 CREATE FUNCTION banked._release_from_extensions()
 RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -1202,26 +1275,40 @@ AS $$
 DECLARE
 	bound record;
 BEGIN
-	FOR bound IN
-		SELECT c.oid::regclass AS name, e.extname,
-			   CASE c.relkind WHEN 'S' THEN 'SEQUENCE' WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END AS type
-		FROM unnest(banked._relation_names()) AS r (name)
-			JOIN pg_class AS c ON c.oid = to_regclass('banked.' || r.name)
-			LEFT JOIN pg_depend AS d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
-			LEFT JOIN pg_extension AS e ON e.oid = d.refobjid
-		WHERE e.oid IS NOT NULL
-			OR EXISTS (SELECT FROM pg_init_privs AS p WHERE p.classoid = 'pg_class'::regclass AND p.objoid = c.oid)
-	LOOP
-		IF bound.extname IS NULL THEN
-			EXECUTE format('ALTER EXTENSION banked_webhooks ADD %s %s', bound.type, bound.name);
+	FOR bound IN SELECT b.relation, b.type, b.extension FROM banked._bound_relations() AS b LOOP
+		IF bound.extension IS NULL THEN
+			EXECUTE format('ALTER EXTENSION banked_webhooks ADD %s %s', bound.type, bound.relation);
 		END IF;
-		EXECUTE format('ALTER EXTENSION %I DROP %s %s', coalesce(bound.extname, 'banked_webhooks'), bound.type, bound.name);
+		EXECUTE format('ALTER EXTENSION %I DROP %s %s', coalesce(bound.extension, 'banked_webhooks'), bound.type, bound.relation);
 	END LOOP;
 END
 $$;
 COMMENT ON FUNCTION banked._release_from_extensions() IS
 	'makes the tables members of no extension, so that they outlive it and pg_dump takes all of them';
 
+CREATE FUNCTION banked._tables_are_complete()
+RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	-- What is asked of relations would fail where they are missing.
+	RETURN CASE
+		WHEN banked._bare_relations() <> '{}' THEN false
+		ELSE banked._seq_is_fit() AND banked._revisions_take_seq()
+			AND banked._worker_may_connect() AND banked._worker_may_store()
+			AND NOT EXISTS (SELECT FROM banked._missing_triggers())
+			AND NOT EXISTS (SELECT FROM banked._bound_relations())
+	END;
+END
+$$;
+COMMENT ON FUNCTION banked._tables_are_complete() IS
+	'whether create_tables() has nothing to do: whatever it mends is looked for here, by the same functions';
+
+/*
+ * The lock is held until the end of the caller's transaction, which may stay
+ * open for long and must not keep others from their work: it is taken only where
+ * there is something to do.
+ */
 CREATE FUNCTION banked.create_tables()
 RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -1229,16 +1316,15 @@ AS $$
 DECLARE
 	bare text[];
 BEGIN
+	PERFORM banked._check_owners();
+	IF banked._tables_are_complete() THEN
+		RETURN;
+	END IF;
+
 	-- One at a time, by a lock that nobody else can take.
 	LOCK TABLE banked.key_secrets IN SHARE UPDATE EXCLUSIVE MODE;
 	PERFORM banked._check_owners();
-
-	-- missing, or restored without privileges
-	bare := ARRAY(SELECT r.name
-				  FROM unnest(banked._relation_names()) AS r (name)
-					  LEFT JOIN pg_class AS c ON c.oid = to_regclass('banked.' || r.name)
-				  WHERE c.relacl IS NULL);
-
+	bare := banked._bare_relations();
 	PERFORM banked._create_endpoint_tables();
 	PERFORM banked._create_publication_table();
 	PERFORM banked._create_event_tables();
@@ -1443,6 +1529,8 @@ DECLARE
 	last_seq bigint;
 	beyond bigint;
 BEGIN
+	-- One after the other: of two that share the lock of the tables neither could store an event afterwards.
+	PERFORM FROM banked.service_state FOR NO KEY UPDATE;
 	LOCK TABLE banked.events, banked.event_revisions IN SHARE MODE;
 	SELECT CASE WHEN s.is_called THEN s.last_value ELSE 0 END INTO STRICT last_seq
 	FROM banked.events_seq_seq AS s;
@@ -3416,14 +3504,18 @@ DECLARE
 	job record;
 BEGIN
 	PERFORM banked.create_tables();
-	SELECT j.handler, j.state INTO job FROM banked.jobs AS j WHERE j.job_id = _retry.job_id FOR UPDATE;
+	SELECT j.handler INTO job FROM banked.jobs AS j WHERE j.job_id = _retry.job_id;
+	IF FOUND THEN
+		-- A handler is locked before its jobs, by all who lock both.
+		PERFORM banked._lock_handler(caller, job.handler);
+		SELECT j.handler, j.state INTO job FROM banked.jobs AS j WHERE j.job_id = _retry.job_id FOR UPDATE;
+	END IF;
 	IF NOT FOUND THEN
 		RAISE EXCEPTION USING
 			ERRCODE = CASE WHEN job_id IS NULL THEN 'invalid_parameter_value' ELSE 'undefined_object' END,
 			MESSAGE = CASE WHEN job_id IS NULL THEN 'job_id must not be null'
 						   ELSE format('job %s does not exist', job_id) END;
 	END IF;
-	PERFORM banked._lock_handler(caller, job.handler);
 	IF job.state NOT IN ('dead', 'ready') THEN
 		RAISE EXCEPTION USING
 			ERRCODE = 'object_not_in_prerequisite_state',
@@ -3462,8 +3554,14 @@ BEGIN
 	END IF;
 	IF handler IS NOT NULL THEN
 		PERFORM banked._lock_handler(caller, handler);
+	ELSE
+		PERFORM banked.create_tables();
+		PERFORM FROM banked.handlers AS h
+		WHERE EXISTS (SELECT FROM banked.jobs AS j WHERE j.handler = h.handler AND j.state = 'dead')
+			AND (pg_has_role(caller, 'banked_webhooks_admin', 'USAGE') OR banked._runs_as(caller, h.role_id))
+		ORDER BY h.handler
+		FOR NO KEY UPDATE;
 	END IF;
-	PERFORM banked.create_tables();
 	FOR revived IN
 		WITH ready AS (
 			UPDATE banked.jobs AS j
