@@ -2274,6 +2274,13 @@ $$;
 COMMENT ON FUNCTION banked._find_publishable(text) IS
 	'the endpoint of a path, not locked; 42704: there is none; 22023: path is null';
 
+CREATE FUNCTION banked._lock_publication()
+RETURNS boolean
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'banked_webhooks_lock_publication';
+COMMENT ON FUNCTION banked._lock_publication() IS
+	'takes the lock of publications until the end of the transaction; false when another one has it';
+
 /*
  * Two sessions that publish one endpoint would make two webhooks: the second
  * fails at once.  Nobody else can take this lock, and nothing waits for it.
@@ -2289,13 +2296,12 @@ BEGIN
 	IF to_regclass('banked.published_webhooks') IS NULL THEN
 		PERFORM banked.create_tables();
 	END IF;
-	LOCK TABLE banked.published_webhooks IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
-EXCEPTION
-	WHEN lock_not_available THEN
+	IF NOT banked._lock_publication() THEN
 		RAISE EXCEPTION USING
 			ERRCODE = 'lock_not_available',
 			MESSAGE = 'another session is publishing or unpublishing an endpoint',
 			HINT = 'Try again when its transaction has ended.';
+	END IF;
 END
 $$;
 COMMENT ON FUNCTION banked._claim_publication() IS

@@ -16,6 +16,7 @@
 #include <openssl/crypto.h>
 
 #include "catalog/pg_authid.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "commands/trigger.h"
@@ -25,6 +26,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/rel.h"
@@ -56,6 +58,7 @@ PG_FUNCTION_INFO_V1(banked_webhooks_generate_key);
 PG_FUNCTION_INFO_V1(banked_webhooks_read_key_file);
 PG_FUNCTION_INFO_V1(banked_webhooks_config_changed);
 PG_FUNCTION_INFO_V1(banked_webhooks_service_warning);
+PG_FUNCTION_INFO_V1(banked_webhooks_lock_publication);
 
 static Statement write_audit = {
 	.sql = "SELECT banked._audit('reprocess', jsonb_build_object('quarantine_id', $1, 'outcome', $2))",
@@ -353,4 +356,16 @@ banked_webhooks_service_warning(PG_FUNCTION_ARGS)
 	PG_RETURN_TEXT_P(cstring_to_text(psprintf("no webhooks are received in this database until %s is in banked_webhooks.databases "
 											  "and the configuration is reloaded",
 											  quote_identifier(database))));
+}
+
+/*
+ * _lock_publication() -> boolean: false when another transaction has the lock.
+ * No statement of SQL takes such a one: VACUUM and its like take locks of the
+ * table itself.
+ */
+Datum
+banked_webhooks_lock_publication(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(ConditionalLockDatabaseObject(RelationRelationId, statements_relation("published_webhooks"),
+												 0, ExclusiveLock));
 }

@@ -155,6 +155,14 @@ is(drift(), '/hook webhook is not from here', 'what is left');
 		'nothing else waits for it');
 	is($service->sql("set lock_timeout = '20s'; select banked.rotate_master_key()"), 0, 'nor does who re-encrypts, with all who wait for that');
 	$session->query_safe('commit');
+
+	# What VACUUM and ANALYZE lock is no publication.
+	$session->query_safe('begin; lock table banked.published_webhooks in share update exclusive mode');
+	is(publish("'/second'"), 'payment updated, mandate updated', 'who has the lock of VACUUM keeps nobody from publishing');
+	$session->query_safe("rollback; begin; $columns('/second')");
+	is($service->sql("set lock_timeout = '20s'; vacuum analyze banked.published_webhooks; select 1"), 1, 'and publishing keeps nobody from it');
+	like($service->sql_error("$columns('/second')"), qr/55P03: another session is publishing/, 'while a second session is still refused');
+	$session->query_safe('commit');
 	$session->quit;
 }
 
