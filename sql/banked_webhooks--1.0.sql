@@ -364,7 +364,7 @@ WHERE s.labels ? 'receiver'
 GROUP BY 1;
 COMMENT ON VIEW banked.receivers IS
 	'the receivers of this database: processes, where they listen and since when, what they hold now, and their batches since the server started; 55000: banked_webhooks is not in shared_preload_libraries';
-COMMENT ON COLUMN banked.receivers.receiver IS 'number of the receiver, from 1';
+COMMENT ON COLUMN banked.receivers.receiver IS 'number of the receiver, from 0';
 COMMENT ON COLUMN banked.receivers.receiver_pid IS 'its process; null while none runs';
 COMMENT ON COLUMN banked.receivers.gateway_pid IS 'the process that speaks HTTP for it';
 COMMENT ON COLUMN banked.receivers.addresses IS 'where it listens; null while it does not';
