@@ -529,6 +529,58 @@ COMMENT ON TRIGGER banked_webhooks_config_changed ON banked.service_state IS
 -- Tables of configuration and history.  Each function makes what is missing.
 --
 
+-- The bounds that register_endpoint() checks: the owner may change a row without it.
+-- Without a backslash they mean the same to every session and in every dump.
+CREATE FUNCTION banked._missing_endpoint_checks()
+RETURNS TABLE (name name, condition text)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+	SELECT c.name, c.condition
+	FROM (VALUES
+		('endpoints_path_check',
+		 $c$octet_length(path) <= 255 AND path ~ '^/' AND path !~ '[^!-~]|[?#%]|//|/[.]{1,2}(/|$)' AND strpos(path, chr(92)) = 0$c$),
+		('endpoints_timestamp_tolerance_check',
+		 $c$timestamp_tolerance BETWEEN '1 microsecond' AND '10 years'$c$)
+	) AS c (name, condition)
+	WHERE NOT EXISTS (SELECT FROM pg_constraint AS p
+					  WHERE p.conrelid = to_regclass('banked.endpoints') AND p.conname = c.name);
+END;
+COMMENT ON FUNCTION banked._missing_endpoint_checks() IS 'those constraints of endpoints that are not there';
+
+/*
+ * Rows of before that violate a constraint do not keep it from those to come:
+ * they stay as they are, and the receivers make of them what they can.
+ */
+CREATE FUNCTION banked._create_endpoint_checks()
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	missing record;
+	violating text;
+BEGIN
+	FOR missing IN SELECT c.name, c.condition FROM banked._missing_endpoint_checks() AS c LOOP
+		EXECUTE format('SELECT string_agg(quote_nullable(path), %L ORDER BY path) FROM banked.endpoints WHERE NOT (%s)',
+					   ', ', missing.condition) INTO violating;
+		BEGIN
+			EXECUTE format('ALTER TABLE banked.endpoints ADD CONSTRAINT %I CHECK (%s)%s', missing.name, missing.condition,
+						   CASE WHEN violating IS NOT NULL THEN ' NOT VALID' END);
+		EXCEPTION
+			-- A query that reads the table is calling, and the next call makes it; or an old snapshot does not show it.
+			WHEN object_in_use OR duplicate_object THEN
+				CONTINUE;
+		END;
+		IF violating IS NOT NULL THEN
+			RAISE WARNING USING
+				MESSAGE = format('rows of banked.endpoints violate constraint "%s"', missing.name),
+				DETAIL = format('Their paths are: %s.', violating),
+				HINT = format('Correct them, then run ALTER TABLE banked.endpoints VALIDATE CONSTRAINT %I.', missing.name);
+		END IF;
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION banked._create_endpoint_checks() IS 'makes the constraints of endpoints that are missing';
+
 CREATE FUNCTION banked._create_endpoint_tables()
 RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -560,6 +612,7 @@ BEGIN
 			'active; disabled (answers 404); retired (answers 410 for ever, which ends Banked''s retries)';
 		COMMENT ON COLUMN banked.endpoints.created_at IS 'when it was registered';
 	END IF;
+	PERFORM banked._create_endpoint_checks();
 
 	IF to_regclass('banked.signing_keys') IS NULL THEN
 		CREATE TABLE banked.signing_keys (
@@ -1296,6 +1349,7 @@ BEGIN
 		WHEN banked._bare_relations() <> '{}' THEN false
 		ELSE banked._seq_is_fit() AND banked._revisions_take_seq()
 			AND banked._worker_may_connect() AND banked._worker_may_store()
+			AND NOT EXISTS (SELECT FROM banked._missing_endpoint_checks())
 			AND NOT EXISTS (SELECT FROM banked._missing_triggers())
 			AND NOT EXISTS (SELECT FROM banked._bound_relations())
 	END;

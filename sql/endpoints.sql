@@ -122,6 +122,46 @@ SELECT status FROM test.deliver(test.v2('s', 'payment_sent'), path => '/unknown'
 SELECT p.path, d.status FROM (VALUES ('/some'), ('/some/'), ('/Some'), ('/some?x'), ('')) AS p (path)
 	CROSS JOIN LATERAL test.deliver(test.v2('p', 'payment_sent'), path => p.path) AS d;
 
+--
+-- Rows that the owner writes
+--
+SELECT FROM banked.register_endpoint('/row', signing_key => 'the signing key');
+SELECT u.assignment, split_part(test.attempt(format('UPDATE banked.endpoints SET %s WHERE path = %L RETURNING true', u.assignment, '/row')), ' [', 1) AS attempt
+FROM (VALUES ($$timestamp_tolerance = '10 years'$$), ($$timestamp_tolerance = '1 microsecond'$$), ($$timestamp_tolerance = '22 days'$$),
+			 ($$timestamp_tolerance = '300000 years'$$), ($$timestamp_tolerance = '10 years 1 second'$$), ($$timestamp_tolerance = '0'$$),
+			 ($$timestamp_tolerance = '-1 day'$$), ($$timestamp_tolerance = NULL$$),
+			 ($$path = ''$$), ($$path = 'a'$$), ($$path = '/a?b'$$), ($$path = '/a#b'$$), ($$path = '/a b'$$), ($$path = E'/a\n'$$), ($$path = '/a\b'$$),
+			 ($$path = '/a%20b'$$), ($$path = '/ä'$$), ($$path = '/a//b'$$), ($$path = '/./a'$$), ($$path = '/a/..'$$),
+			 ($$path = '/' || repeat('x', 255)$$)
+	 ) AS u (assignment);
+-- odd ones that are there nevertheless do no harm to others, and do not become others
+ALTER TABLE banked.endpoints DROP CONSTRAINT endpoints_path_check, DROP CONSTRAINT endpoints_timestamp_tolerance_check,
+	ALTER timestamp_tolerance DROP NOT NULL;
+INSERT INTO banked.endpoints (path, timestamp_tolerance)
+VALUES ('', '1 day'), ('/' || repeat('x', 254) || 'y', '1 day'), ('/odd/ever', '300000 years'), ('/odd/negative', '-300000 years'), ('/odd/null', NULL);
+SELECT status, outcome FROM test.deliver(test.v2('row', 'payment_sent'), path => '/row');
+-- (the constraints come back, for what comes from then on)
+SET client_min_messages = warning;
+\set VERBOSITY terse
+SELECT count(banked.rotate_signing_key(path, signing_key => 'the signing key')) FROM banked.endpoints WHERE path LIKE '/odd%' OR length(path) = 255;
+SELECT banked.create_tables();
+\set VERBOSITY default
+SET client_min_messages = error;
+SELECT conname, convalidated FROM pg_constraint WHERE conrelid = 'banked.endpoints'::regclass AND contype = 'c' ORDER BY 1;
+SELECT outcome FROM test.deliver(test.v2('long', 'payment_sent'), path => '/' || repeat('x', 254));
+SELECT length(p.path) FROM banked.events AS e JOIN banked.endpoints AS p USING (endpoint_id) WHERE e.event_id = 'long';
+SELECT p.path, a.age, r.status
+FROM (VALUES ('/odd/ever'), ('/odd/negative'), ('/odd/null')) AS p (path)
+	CROSS JOIN (VALUES (interval '9 years'), (interval '1 minute')) AS a (age)
+	CROSS JOIN LATERAL (SELECT convert_to(test.v2(p.path || a.age, 'payment_sent'), 'UTF8')) AS b (body)
+	CROSS JOIN LATERAL banked.receive(p.path, banked.sign(b.body, 'the signing key', now() - a.age), b.body) AS r
+ORDER BY p.path, a.age;
+SELECT split_part(test.attempt($$UPDATE banked.endpoints SET description = 'x' WHERE path = ''$$), ' [', 1) AS attempt;
+DELETE FROM banked.signing_keys USING banked.endpoints AS e WHERE signing_keys.endpoint_id = e.endpoint_id AND e.path LIKE '/odd%';
+DELETE FROM banked.endpoints WHERE path = '' OR path LIKE '/odd%' OR length(path) > 255;
+ALTER TABLE banked.endpoints VALIDATE CONSTRAINT endpoints_path_check, VALIDATE CONSTRAINT endpoints_timestamp_tolerance_check,
+	ALTER timestamp_tolerance SET NOT NULL;
+
 -- who did what; what changed nothing is not there
 SELECT action, detail - ARRAY['endpoint_id', 'key_id'] AS detail, detail ? 'endpoint_id' AS has_endpoint_id
 FROM banked.audit_log

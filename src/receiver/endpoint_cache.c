@@ -27,18 +27,23 @@
 #include "statements.h"
 #include "table_cache.h"
 
-/* Constraints that forbid nulls may have been dropped: a null must do no harm. */
+/*
+ * Constraints may have been dropped, or not be there yet: one odd row must do
+ * the other endpoints no harm.  A path that no request can have is left out.
+ */
+#define PATH_IS_USABLE "octet_length(e.path) BETWEEN 1 AND " CppAsString2(FRAME_MAX_PATH)
+
 static Statement read_endpoints = {
-	.sql = "SELECT endpoint_id, path, events, live, state, "
-	"(extract(epoch FROM timestamp_tolerance) * 1000000)::int8 "
-	"FROM banked.endpoints WHERE path IS NOT NULL"
+	.sql = "SELECT e.endpoint_id, e.path, e.events, e.live, e.state, "
+	"(extract(epoch FROM least(greatest(e.timestamp_tolerance, '0'), '10 years')) * 1000000)::int8 "
+	"FROM banked.endpoints e WHERE e.endpoint_id IS NOT NULL AND " PATH_IS_USABLE
 };
 
 static Statement read_keys = {
 	.sql = "SELECT e.path, k.key_id, coalesce(k.valid_until, 'infinity'), s.secret "
 	"FROM banked.signing_keys k JOIN banked.endpoints e USING (endpoint_id) "
-	"LEFT JOIN banked.key_secrets s USING (key_id) WHERE e.path IS NOT NULL "
-	"ORDER BY k.valid_from"
+	"LEFT JOIN banked.key_secrets s USING (key_id) WHERE k.key_id IS NOT NULL AND " PATH_IS_USABLE
+	" ORDER BY k.valid_from"
 };
 
 static HTAB *endpoints = NULL;

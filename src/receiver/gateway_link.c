@@ -31,6 +31,7 @@
 static Gateway *gateway;
 static ConfigFrame sent_config;
 static uint64 sent_paths;		/* version of the endpoint cache */
+static bool paths_sent = false; /* it could be put into a frame */
 static TimestampTz last_received_at = 0;
 static Delivery *deliveries = NULL; /* room for max_batch of them */
 static int	delivery_room = 0;
@@ -88,7 +89,7 @@ send_paths(void)
 	Size		count;
 	PathEntry  *paths = endpoint_cache_paths(&count);
 
-	(void) frame_put_paths(&gateway->out, paths, count);
+	paths_sent = frame_put_paths(&gateway->out, paths, count);
 	sent_paths = endpoint_cache_version();
 }
 
@@ -121,7 +122,7 @@ gateway_link_follow_settings(void)
 void
 gateway_link_follow_endpoints(void)
 {
-	if (gateway->pid != 0 && sent_paths != endpoint_cache_version())
+	if (gateway->pid != 0 && (!paths_sent || sent_paths != endpoint_cache_version()))
 		send_paths();
 }
 

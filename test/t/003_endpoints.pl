@@ -147,6 +147,17 @@ ok_until(sub { $service->post('/strict', next_event()) == 200 }, 'signed now');
 	is($service->post('/later',  $body, at => int(time) - 600), 200, 'and not for the other');
 }
 
+# Odd rows, from before the table had constraints: the other endpoints are served as ever.
+$service->sql(q(alter table banked.endpoints drop constraint endpoints_path_check, drop constraint endpoints_timestamp_tolerance_check;
+	insert into banked.endpoints (path, timestamp_tolerance)
+	values ('', '1 day'), ('/long' || repeat('x', 300), '1 day'), ('/ever', '300000 years')));
+$service->allow('rows of banked.endpoints violate constraint');
+$service->register('/after');
+ok_until(sub { $service->post('/after', next_event()) == 200 }, 'an endpoint that is registered beside odd ones is served');
+is($service->post('/strict', next_event()), 200, 'and one of before');
+is($service->post('/long' . 'x' x 250, next_event()), 404, 'a path that is too long has not become another one');
+like($service->sql_error("update banked.endpoints set timestamp_tolerance = '300000 years' where path = '/after'"), qr/23514/, 'no more odd ones can be made');
+
 $session->quit;
 $service->check_log;
 done_testing();
