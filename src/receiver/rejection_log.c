@@ -4,8 +4,8 @@
  *
  * Strangers decide how often something is refused, so nothing here grows with
  * it: like refusals are folded, at most MAX_NOTES are kept, they are written once a
- * second, and the table is cut back to its limit before it would exceed it.
- * What finds no room is still counted (stats()).
+ * second, and the table is cut back to its limit before it would exceed it,
+ * and when the limit is lowered.  What finds no room is still counted (stats()).
  */
 #include "postgres.h"
 
@@ -37,6 +37,7 @@ static Note notes[MAX_NOTES];
 static int	note_count = 0;
 static TimestampTz written_at = 0;
 static int64 known_rows = -1;	/* in the table, -1: not counted yet */
+static int	kept_limit = -1;	/* that the table has last been seen to keep to; -1: none */
 
 static Statement count_rows = {
 	.sql = "SELECT count(*) FROM banked.rejections"
@@ -98,7 +99,7 @@ rejection_log_add(RejectionReason reason, const FrameAddress *address, const cha
 TimestampTz
 rejection_log_due_at(void)
 {
-	if (note_count == 0)
+	if (note_count == 0 && kept_limit == bw_rejection_log_limit)
 		return DT_NOEND;
 	return TimestampTzPlusMilliseconds(written_at, WRITE_INTERVAL);
 }
@@ -108,7 +109,8 @@ static void
 trim_table(void)
 {
 	bool		isnull;
-	Datum		keep;
+	int64		keep = bw_rejection_log_limit;
+	Datum		value;
 
 	if (known_rows < 0 || bw_receivers > 1)	/* others write, too */
 	{
@@ -118,9 +120,11 @@ trim_table(void)
 	if (known_rows + note_count <= bw_rejection_log_limit)
 		return;
 	/* A tenth more than needed, so that this is rare. */
-	keep = Int64GetDatum(Max((int64) bw_rejection_log_limit - bw_rejection_log_limit / 10 - note_count, 0));
-	(void) statements_run(&delete_oldest, &keep, NULL, 0);
-	known_rows = DatumGetInt64(keep);
+	if (note_count > 0)
+		keep = Max(keep - keep / 10 - note_count, 0);
+	value = Int64GetDatum(keep);
+	(void) statements_run(&delete_oldest, &value, NULL, 0);
+	known_rows = keep;
 }
 
 static void
@@ -171,7 +175,9 @@ rejection_log_write(void)
 {
 	written_at = GetCurrentTimestamp();
 	/* The record is a convenience: what cannot be written is dropped. */
-	if (!batch_run(write_notes))
+	if (batch_run(write_notes))
+		kept_limit = bw_rejection_log_limit;
+	else
 		known_rows = -1;
 	note_count = 0;
 }

@@ -15,10 +15,10 @@
 extern void rejection_log_add(RejectionReason reason, const FrameAddress *address,
 							  const char *path, Size path_length, uint32 count);
 
-/* When the notes are to be written; DT_NOEND when there are none. */
+/* When the notes are to be written, or the table cut to a new limit; DT_NOEND when there is nothing to do. */
 extern TimestampTz rejection_log_due_at(void);
 
-/* Writes the notes to the table, in a transaction of its own.  Never raises an error. */
+/* Cuts the table and writes the notes to it, in a transaction of its own.  Never raises an error. */
 extern void rejection_log_write(void);
 
 #endif							/* BW_REJECTION_LOG_H */

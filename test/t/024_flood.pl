@@ -90,6 +90,28 @@ my ($rows, $counted) = split /\|/, $service->sql('select count(*), sum(count) fr
 cmp_ok($rows, '<', $counted / 2, 'in fewer rows than there were requests') or diag "$rows rows for $counted requests";
 is($service->sql('select count(*) from banked.events'), $number + 1, 'nothing of it was stored');
 ok(idle($gateway, $receiver), 'both processes are idle');
+
+# A lower limit holds for what is there, too.
+sub limit
+{
+	my ($limit) = @_;
+	$service->sql("alter system set banked_webhooks.rejection_log_limit = $limit");
+	$service->node->reload;
+	return;
+}
+my $newest = $service->sql('select string_agg(received_at::text, chr(32) order by received_at desc) from (select received_at from banked.rejections order by 1 desc limit 2) as r');
+cmp_ok($rows, '>', 2, 'there are more rows than a lower limit allows');
+limit(2);
+ok_until(sub { $service->sql('select count(*) from banked.rejections') == 2 }, 'a lower limit: those above it go, without another request');
+is($service->sql('select string_agg(received_at::text, chr(32) order by received_at desc) from banked.rejections'), $newest, 'the newest stay');
+limit(0);
+ok_until(sub { $service->sql('select count(*) from banked.rejections') == 0 }, '0 keeps none');
+is($service->post('/nowhere', 'x'), 404, 'a request that is refused');
+ok(idle($gateway, $receiver), 'nobody is busy with that');
+is($service->sql('select count(*) from banked.rejections'), 0, 'nothing is recorded');
+limit(10);
+is($service->post('/nowhere', 'x'), 404, 'another one, under a limit again');
+ok_until(sub { $service->post('/nowhere', 'x') == 404 && $service->sql('select count(*) from banked.rejections') > 0 }, 'is recorded');
 is(($service->pids('gateway'))[0], $gateway, 'the gateway is the same process');
 $service->check_log;
 done_testing();
