@@ -7,6 +7,7 @@
  *	 running -> done	 in the transaction of the function
  *	 running -> ready	 the attempt failed and others are left, or it did not take place
  *	 running -> dead	 the last attempt failed
+ *	 ready	 -> dead	 the role of its handler has been dropped
  *	 running -> (none)	 it did not end well, and unsubscribe() has removed the handler meanwhile
  *	 dead	 -> ready	 retry()
  *
@@ -162,6 +163,18 @@ static Statement release = {
 	"WHERE job_id = $1 AND state = 'running' AND attempts = $2 AND run_at < 'infinity'",
 	.nargs = 3,
 	.argtypes = {INT8OID, INT4OID, BOOLOID}
+};
+
+static Statement bury = {
+	.sql = "WITH dead AS (UPDATE banked.jobs AS j SET state = 'dead', finished_at = clock_timestamp() "
+	"FROM (SELECT r.job_id FROM banked.jobs AS r WHERE r.handler = $1 AND r.state = 'ready' LIMIT $3 "
+	"FOR UPDATE SKIP LOCKED) AS c WHERE j.job_id = c.job_id RETURNING j.job_id, j.event_id, j.event_type, j.attempts), "
+	"recorded AS ("
+	"INSERT INTO banked.job_attempts (job_id, attempt, started_at, finished_at, reason, sqlstate, message) "
+	"SELECT job_id, attempts + 1, clock_timestamp(), clock_timestamp(), 'error', '42704', $2 FROM dead) "
+	"SELECT job_id, event_id, event_type FROM dead",
+	.nargs = 3,
+	.argtypes = {TEXTOID, TEXTOID, INT4OID}
 };
 
 void
@@ -454,6 +467,25 @@ job_queue_fail(int64 job_id, int attempt, const JobFailure *failure)
 	}
 	end_statement(&before);
 	return dead;
+}
+
+int
+job_queue_bury(const char *handler, const char *reason, int limit)
+{
+	Datum		values[3] = {CStringGetTextDatum(handler), CStringGetTextDatum(reason), Int32GetDatum(limit)};
+	Identity	before;
+	int			count;
+	bool		isnull;
+
+	begin_statement(&before);
+	(void) statements_run(&bury, values, NULL, 0);
+	count = (int) SPI_processed;
+	for (int i = 0; i < count; i++)
+		notify_dead(DatumGetInt64(statements_result(i, 1, &isnull)), handler,
+					TextDatumGetCString(statements_result(i, 2, &isnull)),
+					TextDatumGetCString(statements_result(i, 3, &isnull)));
+	end_statement(&before);
+	return count;
 }
 
 void

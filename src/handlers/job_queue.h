@@ -70,6 +70,12 @@ extern void job_queue_finish(int64 job_id, int attempt);
 extern bool job_queue_fail(int64 job_id, int attempt, const JobFailure *failure);
 
 /*
+ * Up to limit jobs of a handler that wait are dead, for this reason, and are
+ * notified.  Returns how many.
+ */
+extern int	job_queue_bury(const char *handler, const char *reason, int limit);
+
+/*
  * The attempt did not take place, as far as is known: the job is ready again, and
  * nothing is counted.  One that is suspected of having ended the server will be alone.
  */

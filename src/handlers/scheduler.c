@@ -69,16 +69,6 @@ static Statement pause_handler = {
 	.argtypes = {TEXTOID, TEXTOID}
 };
 
-static Statement bury_jobs = {
-	.sql = "WITH dead AS (UPDATE banked.jobs AS j SET state = 'dead', finished_at = clock_timestamp() "
-	"FROM (SELECT r.job_id FROM banked.jobs AS r WHERE r.handler = $1 AND r.state = 'ready' LIMIT $3 "
-	"FOR UPDATE SKIP LOCKED) AS c WHERE j.job_id = c.job_id RETURNING j.job_id, j.attempts) "
-	"INSERT INTO banked.job_attempts (job_id, attempt, started_at, finished_at, reason, sqlstate, message) "
-	"SELECT job_id, attempts + 1, clock_timestamp(), clock_timestamp(), 'error', '42704', $2 FROM dead",
-	.nargs = 3,
-	.argtypes = {TEXTOID, TEXTOID, INT4OID}
-};
-
 static Statement find_running = {
 	.sql = "SELECT job_id, attempts, coalesce(server_started = pg_postmaster_start_time(), false), "
 	"count(*) OVER (PARTITION BY worker_pid) = 1 FROM banked.jobs WHERE state = 'running'"
@@ -118,6 +108,7 @@ typedef struct PublishedHandler
 	const char *problem;		/* why it cannot run, null when it can */
 	bool		role_is_gone;
 	bool		role_is_renamed;
+	int			buried;			/* jobs that are dead without their role */
 } PublishedHandler;
 
 /* False when there is no room for it. */
@@ -153,6 +144,7 @@ publish_entry(const PublishedHandler *publication)
 	entry->role = publication->role;
 	entry->active = publication->active;
 	entry->max_workers = publication->concurrency > 0 ? publication->concurrency : MAX_HANDLER_WORKERS;
+	entry->totals.dead += publication->buried;
 	return true;
 }
 
@@ -205,15 +197,14 @@ publish_all(const PublishedHandler *publications, int count)
 
 /* What cannot run is paused, with the reason; without its role its jobs are dead. */
 static void
-stop_handler(const PublishedHandler *publication)
+stop_handler(PublishedHandler *publication)
 {
-	Datum		values[3] = {CStringGetTextDatum(publication->name),
-	CStringGetTextDatum(publication->problem), Int32GetDatum(STEP_ROWS)};
+	Datum		values[2] = {CStringGetTextDatum(publication->name), CStringGetTextDatum(publication->problem)};
 
 	if (publication->role_is_gone)
 	{
-		(void) statements_run(&bury_jobs, values, NULL, 0);
-		if (SPI_processed == STEP_ROWS)
+		publication->buried = job_queue_bury(publication->name, publication->problem, STEP_ROWS);
+		if (publication->buried == STEP_ROWS)
 		{
 			more_to_bury = true;
 			return;

@@ -194,10 +194,20 @@ $service->sql(q{create role guest login; grant banked_webhooks_admin, banked_web
 	create function public.guests(event banked.events) returns void language plpgsql as $$ begin raise 'no'; end $$;
 	set role guest; select banked.subscribe('guests', 'public.guests(banked.events)', array['payment_guests'], backoff => '1 h'); select banked.pause_handler('guests')});
 is(deliver('r1', 'guests'), 200, 'a delivery for the handler of a guest');
+is(deliver('r2', 'guests'), 200, 'and another one');
 $service->sql(q{select banked.resume_handler('guests')});
-ok_until(sub { attempts('r1') eq 'error P0001' }, 'which fails');
+ok_until(sub { attempts('r1') eq 'error P0001' && attempts('r2') eq 'error P0001' }, 'which fail');
+$listener->query_safe('select 1');
 $service->sql(q{drop role guest});
 ok_state('r1', 'dead', 'its job is dead when the role is dropped');
+$heard = '';
+ok_until(
+	sub {
+		$heard .= $listener->query_safe('select 1');
+		return 2 == grep { $heard =~ /"banked_webhooks" with payload "\{"job":\d+,"handler":"guests","event_id":"$_","event_type":"payment_guests"\}"/ } qw(r1 r2);
+	},
+	'which is notified, for each of them');
+ok_until(sub { $service->stat('jobs', { handler => 'guests', outcome => 'dead' }) == 2 }, 'and counted');
 like($service->sql(q(select problem from banked.handlers where handler = 'guests')), qr/role "guest" does not exist/, 'and the handler says why');
 like($service->sql_error(q{select banked.resume_handler('guests')}), qr/55000/, 'it cannot be resumed');
 is(() = $service->log_since =~ /handler "guests" is paused/g, 1, 'one line in the log');
