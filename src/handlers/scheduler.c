@@ -93,7 +93,7 @@ static TimestampTz publish_at = 0;	/* not before, after a failure */
 static uint64 settled_requests = 0;
 static bool settled = false;
 static TimestampTz settle_at = 0;
-static TimestampTz purge_at = 0;
+static TimestampTz purge_at = 0;	/* DT_NOEND: jobs that are done are kept for ever */
 static int	purge_retention = 0;	/* that purge_at was computed with */
 static int64 purged;
 static bool more_to_bury;
@@ -509,11 +509,14 @@ scheduler_run(uint64 generation)
 	if (now >= purge_at || purge_retention != bw_job_retention)
 	{
 		purge_retention = bw_job_retention;
-		purged = 0;
+		purge_at = DT_NOEND;
 		if (bw_job_retention >= 0)
+		{
+			purged = 0;
 			(void) run_work(purge);
-		purge_at = in_milliseconds(purged == STEP_ROWS ? PURGE_PAUSE :
-								   Max(1000, Min(PURGE_SELDOM, (int64) bw_job_retention * 100)));
+			purge_at = in_milliseconds(purged == STEP_ROWS ? PURGE_PAUSE :
+									   Max(1000, Min(PURGE_SELDOM, (int64) bw_job_retention * 100)));
+		}
 	}
 }
 

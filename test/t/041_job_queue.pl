@@ -292,9 +292,12 @@ is($service->sql('create database copy template postgres; drop database copy', '
 ok_until(sub { $service->pids('handler') }, 'and they come back');
 
 # Retention.
-$service->sql(q(alter system set banked_webhooks.job_retention = '1s'));
+$service->sql(q(alter system set banked_webhooks.job_retention = -1));
 $node->reload;
 deliver('q200', 'quick');
+ok_until(sub { $service->sql(q(select count(*) from banked.jobs where event_id = 'q200' and state = 'done')) == 1 }, 'jobs that are done are kept for ever');
+$service->sql(q(alter system set banked_webhooks.job_retention = '1s'));
+$node->reload;
 ok_until(sub { $service->sql(q(select count(*) from banked.jobs where state = 'done')) == 0 }, 'jobs that are done are removed after their time');
 cmp_ok($service->sql(q(select count(*) from banked.jobs)), '>', 0, 'dead ones stay');
 
