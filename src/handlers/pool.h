@@ -35,7 +35,7 @@ typedef struct HandlerTotals
 	uint64		failed;			/* attempts, those that crashed or timed out included */
 	uint64		crashed;
 	uint64		dead;
-	uint64		run_time;		/* microseconds in successful attempts */
+	uint64		run_time;		/* microseconds in attempts, but for those that crashed */
 } HandlerTotals;
 
 typedef struct HandlerEntry

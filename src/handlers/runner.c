@@ -364,6 +364,7 @@ function_is_missing(JobFailure *failure)
 	return true;
 }
 
+/* Counts what attempts took, and how many of them succeeded. */
 static void
 count_done(int count, TimestampTz start)
 {
@@ -374,6 +375,8 @@ count_done(int count, TimestampTz start)
 	entry->totals.done += count;
 	entry->totals.run_time += time;
 	LWLockRelease(pool_state->lock);
+	if (count == 0)
+		return;
 	runner.run_time = runner.run_time == 0 ? time / count : (runner.run_time * 3 + time / count) / 4;
 	runner.limit = Min(runner.limit * 2, MAX_CLAIM);
 }
@@ -413,9 +416,8 @@ runner_run(const Job *jobs, int index)
 	transaction_forget_cancel();
 
 	clean_session();
-	if (error == NULL)
-		count_done(1, start);
-	else
+	count_done(error == NULL ? 1 : 0, start);
+	if (error != NULL)
 	{
 		describe_failure(&failure, error, cancels_before);
 		record_failure(job, &failure);
@@ -489,11 +491,10 @@ runner_run_together(const Job *jobs, int first, int count)
 	in_job = false;
 	transaction_forget_cancel();
 	clean_session();
+	count_done(committed ? done : 0, start);
 	if (!committed)
 		return false;
 
-	if (done > 0)
-		count_done(done, start);
 	for (int i = 0; i < count; i++)
 	{
 		if (failures[i].reason != NULL)

@@ -116,6 +116,7 @@ handler(loops => q{ loop null; end loop; }, q{timeout => '100 ms', max_attempts 
 is(deliver($_ . '1', $_), 200, "a delivery for $_") foreach qw(slow stubborn loops);
 ok_state('slow1', 'dead');
 is(attempts('slow1'), 'timeout 57014', 'a timeout is told apart');
+ok_until(sub { $service->stat('job_seconds', { handler => 'slow' }) >= 0.1 }, 'and its time is counted');
 ok_state('loops1', 'dead');
 is(attempts('loops1'), 'timeout 57014', 'an endless loop too');
 ok_state('stubborn1', 'dead', 'one that catches its cancellation ends with its process');
