@@ -1392,7 +1392,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION banked.create_tables() IS
-	'makes the tables of configuration and history, and what is missing of their triggers and privileges; register_endpoint() and its like call it by themselves; 55000: something in schema banked belongs to somebody who is no superuser';
+	'makes the tables of configuration and history, and what is missing of their constraints, triggers and privileges; register_endpoint() and its like call it by themselves; 55000: something in schema banked belongs to somebody who is no superuser';
 
 
 --
