@@ -424,6 +424,13 @@ AS 'MODULE_PATHNAME', 'banked_webhooks_reseal';
 COMMENT ON FUNCTION banked._reseal(bytea, text, text) IS
 	'the same secret under the present master key, null when it is so already; 55000: no master key is set, or the secret is encrypted under neither it nor the old one; XX001: damaged';
 
+CREATE FUNCTION banked._is_secret(blob bytea, context text, secret text)
+RETURNS boolean
+LANGUAGE c VOLATILE STRICT
+AS 'MODULE_PATHNAME', 'banked_webhooks_is_secret';
+COMMENT ON FUNCTION banked._is_secret(bytea, text, text) IS
+	'whether a row of key_secrets or api_credentials holds this; false when it cannot be opened';
+
 CREATE FUNCTION banked._sign_with(secret bytea, context text, body bytea, at bigint)
 RETURNS text
 LANGUAGE c VOLATILE STRICT
@@ -1796,6 +1803,14 @@ BEGIN
 			ERRCODE = 'object_not_in_prerequisite_state',
 			MESSAGE = format('endpoint "%s" is retired', path);
 	END IF;
+	IF EXISTS (SELECT FROM banked.signing_keys AS k JOIN banked.key_secrets AS s ON s.key_id = k.key_id
+			   WHERE k.endpoint_id = endpoint.endpoint_id AND k.valid_until IS NULL
+				   AND banked._is_secret(s.secret, banked._key_context(k.key_id), coalesce(signing_key, key_from_file))) THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'duplicate_object',
+			MESSAGE = format('this is the signing key of endpoint "%s" already', path),
+			HINT = 'Give another one, or none to have one generated.';
+	END IF;
 
 	UPDATE banked.signing_keys AS k
 	SET valid_until = now() + overlap
@@ -1820,7 +1835,7 @@ BEGIN ATOMIC
 	FROM banked._rotate_signing_key(path, signing_key, banked._read_key_file(signing_key_file), overlap) AS r;
 END;
 COMMENT ON FUNCTION banked.rotate_signing_key(text, text, interval, text) IS
-	'gives an endpoint one more key, passed or in a file of the server (neither: a new one, which is returned this once); older keys stay valid for the overlap, which must outlast the retries of deliveries signed with them; 22023: unusable argument; 42704: no such endpoint; 55000: it is retired, or other secrets are encrypted and no master key is set; 42501: the file may not be read; 58P01: there is no such file';
+	'gives an endpoint one more key, passed or in a file of the server (neither: a new one, which is returned this once); older keys stay valid for the overlap, which must outlast the retries of deliveries signed with them; 22023: unusable argument; 42704: no such endpoint; 42710: it is the endpoint''s newest key already; 55000: it is retired, or other secrets are encrypted and no master key is set; 42501: the file may not be read; 58P01: there is no such file';
 
 CREATE FUNCTION banked.revoke_signing_key(key_id uuid)
 RETURNS void
@@ -1897,7 +1912,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION banked.rotate_master_key(text) IS
-	'encrypts all signing keys and API credentials under the key in banked_webhooks.master_key_file, those that are clear and those that are encrypted under the key in old_key_file; returns how many were changed; all or none; 55000: no master key is set, or a secret is encrypted under another one; F0000: a file is unusable; 58P01: there is no such file; XX001: a secret is damaged';
+	'encrypts all signing keys and API credentials under the key in banked_webhooks.master_key_file, those that are clear and those that are encrypted under the key in old_key_file; returns how many were changed; all or none; 55000: no master key is set, it is the one in old_key_file, or a secret is encrypted under another one; F0000: a file is unusable; 58P01: there is no such file; XX001: a secret is damaged';
 
 
 --
@@ -2752,7 +2767,7 @@ DECLARE
 	test_body bytea;
 	content jsonb;
 BEGIN
-	version := lower(coalesce(version, current_setting('banked_webhooks.api_version')));
+	version := lower(coalesce(version, current_setting('banked_webhooks.api_version', true), 'v2'));
 	version := CASE version WHEN '2' THEN 'v2' WHEN '3' THEN 'v3' ELSE version END;
 	IF version NOT IN ('v2', 'v3') THEN
 		RAISE EXCEPTION USING

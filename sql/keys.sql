@@ -34,6 +34,7 @@ SELECT * FROM test.keys;
 SELECT signing_key IS NULL FROM banked.rotate_signing_key('/banked', 'fourth key');
 SELECT * FROM test.keys;
 SELECT test.accepted('the signing key', 'second key', 'third key', 'fourth key');
+SELECT banked.rotate_signing_key('/banked', 'fourth key');
 ROLLBACK;
 -- without an overlap
 BEGIN;

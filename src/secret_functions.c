@@ -26,6 +26,7 @@ PG_FUNCTION_INFO_V1(banked_webhooks_key_context);
 PG_FUNCTION_INFO_V1(banked_webhooks_credentials_context);
 PG_FUNCTION_INFO_V1(banked_webhooks_seal);
 PG_FUNCTION_INFO_V1(banked_webhooks_reseal);
+PG_FUNCTION_INFO_V1(banked_webhooks_is_secret);
 PG_FUNCTION_INFO_V1(banked_webhooks_sign_with);
 PG_FUNCTION_INFO_V1(banked_webhooks_verify_with);
 
@@ -123,6 +124,13 @@ banked_webhooks_reseal(PG_FUNCTION_ARGS)
 	{
 		if (!PG_ARGISNULL(2))
 			read_old = secrets_read_master_key(text_to_cstring(PG_GETARG_TEXT_PP(2)), &old_master, ERROR);
+		/* Else a session that has not got the new setting yet would find nothing to do. */
+		if (read_old == MASTER_KEY_READ && memcmp(old_master.id, master.id, SECRET_KEY_ID_SIZE) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("the old master key is the one in force"),
+					 errdetail("banked_webhooks.master_key_file is \"%s\" in this session.", bw_master_key_file),
+					 errhint("Set it to the file with the new master key, reload the configuration, and connect anew.")));
 		if (secrets_is_sealed_with(blob, &master))
 			status = secrets_open(&master, context, blob, buffer, &length);
 		else
@@ -199,6 +207,26 @@ secret_sign(SignatureKey *key, int64 seconds, const bytea *body)
 		elog(ERROR, "could not compute a signature");
 	(void) signature_format(seconds, digest, header);
 	return cstring_to_text(header);
+}
+
+/* _is_secret(blob bytea, context text, secret text) -> boolean: does the blob hold this?  No when it cannot be opened */
+Datum
+banked_webhooks_is_secret(PG_FUNCTION_ARGS)
+{
+	bytea	   *blob = PG_GETARG_BYTEA_PP(0);
+	char	   *context = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	text	   *secret = PG_GETARG_TEXT_PP(2);
+	MasterKey	master;
+	MasterKeyStatus master_status = secrets_read_master_key(bw_master_key_file, &master, DEBUG1);
+	uint8		buffer[SECRET_MAX_SIZE];
+	Size		length = 0;
+	bool		result;
+
+	result = secrets_open(master_status == MASTER_KEY_READ ? &master : NULL, context, blob, buffer, &length) == SECRET_OK &&
+		length == VARSIZE_ANY_EXHDR(secret) && CRYPTO_memcmp(buffer, VARDATA_ANY(secret), length) == 0;
+	OPENSSL_cleanse(buffer, sizeof(buffer));
+	secrets_forget(&master);
+	PG_RETURN_BOOL(result);
 }
 
 /* _sign_with(secret bytea, context text, body bytea, at bigint) -> text: the header */

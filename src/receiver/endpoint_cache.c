@@ -238,9 +238,17 @@ endpoint_cache_is_current(void)
 }
 
 void
-endpoint_cache_retry_unreadable(void)
+endpoint_cache_follow_settings(void)
 {
-	if (has_unreadable_keys)
+	MasterKey	master;
+
+	/* Keys that are open stay so.  That the next receiver could not open them is to be known before it has to. */
+	if (!has_unreadable_keys)
+	{
+		(void) secrets_read_master_key(bw_master_key_file, &master, LOG);
+		secrets_forget(&master);
+	}
+	else
 		cache.current = false;
 }
 

@@ -51,8 +51,12 @@ extern void endpoint_cache_refresh(void);
 /* Is there nothing to read anew?  Needs no transaction, and accepts pending invalidations. */
 extern bool endpoint_cache_is_current(void);
 
-/* Makes the next refresh try again, where a key could not be opened: the master key may be there now. */
-extern void endpoint_cache_retry_unreadable(void);
+/*
+ * To be called when the settings have been read again.  Where a key could not be
+ * opened the next refresh tries again; else a master key file that is of no use
+ * any more is reported.
+ */
+extern void endpoint_cache_follow_settings(void);
 
 /* Counts how often the tables were read; what was made from the cache is stale when it has moved on. */
 extern uint64 endpoint_cache_version(void);

@@ -408,7 +408,7 @@ reload_settings(void)
 {
 	ConfigReloadPending = false;
 	ProcessConfigFile(PGC_SIGHUP);
-	endpoint_cache_retry_unreadable();
+	endpoint_cache_follow_settings();
 	gateway_link_follow_settings();
 	if (tls_files_load() && receiver.gateway.pid != 0 && receiver.listeners.tls_port != 0)
 		gateway_link_send_tls();

@@ -246,6 +246,17 @@ ok_until(sub { deliver('/hook', $rotated) == 200 }, 'deliveries go on');
 is(deliver('/file', $from_file), 200, 'for every endpoint');
 is($service->sql(q(select banked.verify_event('event-1', 'payment_sent'))), 't', 'what was stored before verifies');
 is($service->sql("select banked.rotate_master_key('master.key')"), 0, 'again: nothing left to do');
+like($service->sql_error("select banked.rotate_master_key('new.key')"), qr/55000: .*the old master key is the one in force/, 'the new one for the old one: refused');
+
+# A file that went, while all keys are open.
+{
+	my $mark = $service->log_mark;
+	my $message = 'could not open master key file "gone.key"';
+	$service->allow($message);
+	set_master_key_file('gone.key');
+	ok($service->wait_for_log(qr/$message/, $mark), 'a setting that the next receiver could not use is reported at once');
+	is(deliver('/hook', $rotated), 200, 'this one goes on');
+}
 
 # No way back by accident.
 set_master_key_file('');
