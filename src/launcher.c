@@ -51,6 +51,7 @@
 #define SETTLED_AFTER 5000
 #define FIRST_RESTART_DELAY 250
 #define LAST_RESTART_DELAY 30000
+#define NO_WORKER_RETRY 1000	/* when the server has no place for one more */
 
 /* What the launcher knows of a slot besides what is shared. */
 typedef struct Launch
@@ -334,7 +335,7 @@ start_receiver(int index, ReceiverSlot *slot, Launch *launch)
 	}
 
 	launch->handle = NULL;
-	launch->start_after = TimestampTzPlusMilliseconds(launch->started_at, LAST_RESTART_DELAY);
+	launch->start_after = TimestampTzPlusMilliseconds(launch->started_at, NO_WORKER_RETRY);
 	no_worker = true;
 }
 

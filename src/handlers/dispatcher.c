@@ -34,6 +34,7 @@
 /* Milliseconds. */
 #define FIRST_RESTART_DELAY 250 /* for workers that end as soon as they have begun */
 #define LAST_RESTART_DELAY 30000
+#define NO_WORKER_RETRY 1000	/* when the server has no place for one more */
 #define LONG_RUN 1000			/* a worker that ran so long makes room for a handler without one */
 #define START_TIMEOUT 5000		/* for a worker that an earlier launcher asked for */
 
@@ -321,7 +322,7 @@ start_worker(HandlerEntry *entry)
 	}
 
 	handles[index] = NULL;
-	register_after = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LAST_RESTART_DELAY);
+	register_after = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), NO_WORKER_RETRY);
 	no_worker = true;
 }
 
