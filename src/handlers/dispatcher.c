@@ -128,6 +128,7 @@ note_end(int index)
 	worker->latch = NULL;
 	worker->starting = false;
 	worker->idle = false;
+	register_after = 0;			/* its place is free */
 
 	if (was_useful || worker->stopped || left_jobs)
 		entry->failures = 0;
@@ -463,15 +464,12 @@ advance_entries(void)
 			ask_to_yield(&pool_state->workers[i]);
 	}
 	pool_state->starved = false;
-	if (register_after > now)
-	{
-		step_at(register_after);
-		return;
-	}
 	for (;;)
 	{
 		bool		starved;
-		int			free_places = bw_handler_workers - running;
+		/* The server may have fewer: those that run must make room for others all the same. */
+		bool		server_is_full = register_after > now;
+		int			free_places = server_is_full ? 0 : bw_handler_workers - running;
 		HandlerEntry *entry = choose_entry(free_places, now, &starved);
 
 		if (entry == NULL || bw_handler_workers == 0)
@@ -485,13 +483,14 @@ advance_entries(void)
 			pool_state->starved = starved;
 			if (starved)
 				step_at(TimestampTzPlusMilliseconds(now, LONG_RUN));
+			if (server_is_full)
+				step_at(starved ? register_after : TimestampTzPlusMilliseconds(now, LAST_RESTART_DELAY));
 			return;
 		}
 		entry->backlog = false;
 		start_worker(entry);
-		if (register_after > now)
-			return;
-		running++;
+		if (register_after <= now)
+			running++;
 	}
 }
 

@@ -291,6 +291,18 @@ $service->sql('create database elsewhere');
 is($service->sql('create database copy template postgres; drop database copy', 'elsewhere') // '', '', 'CREATE DATABASE ... TEMPLATE works beside workers');
 ok_until(sub { $service->pids('handler') }, 'and they come back');
 
+# The server has places for two workers, whatever handler_workers says: handlers take turns.
+$service->allow('no background worker is free for handlers of webhooks');
+$node->append_conf('postgresql.conf', 'max_worker_processes = 5');
+$node->restart;
+$service->wait_for_port;
+deliver_many($_ => 5, undef, 10_001) foreach qw(quick much little reloaded);
+ok_until(
+	sub { $service->sql(q(select count(*) from banked.jobs where state in ('ready', 'running') and handler in ('quick', 'much', 'little', 'reloaded'))) == 0 },
+	'four handlers with jobs on a server that has places for two of their workers', 60)
+  or diag $service->sql('select * from banked.handler_status');
+cmp_ok(scalar(() = $service->pids('handler')), '<=', 2, 'there are no more of them');
+
 # Retention.
 $service->sql(q(alter system set banked_webhooks.job_retention = -1));
 $node->reload;
