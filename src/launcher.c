@@ -61,6 +61,7 @@ typedef struct Launch
 	int			failures;		/* ends in a row shortly after a start */
 	TimestampTz started_at;
 	TimestampTz start_after;	/* 0: no delay */
+	bool		no_worker;		/* was free when it was to be started */
 } Launch;
 
 
@@ -69,7 +70,6 @@ static bool report_unknown_databases = true;
 
 /* What is missing, and whether that has been reported: never under the lock, since a log can make its writers wait. */
 static bool no_slot = false;
-static bool no_worker = false;
 static bool reported_no_slot = false;
 static bool reported_no_worker = false;
 
@@ -330,13 +330,13 @@ start_receiver(int index, ReceiverSlot *slot, Launch *launch)
 		slot->restarting = false;
 		slot->parked_at = 0;
 		slot->park_reason = PARK_NONE;
-		no_worker = false;
+		launch->no_worker = false;
 		return;
 	}
 
 	launch->handle = NULL;
 	launch->start_after = TimestampTzPlusMilliseconds(launch->started_at, NO_WORKER_RETRY);
-	no_worker = true;
+	launch->no_worker = true;
 }
 
 /*
@@ -371,6 +371,7 @@ advance_slot(int index, List *databases)
 	{
 		counters_reset(slot);
 		slot->used = false;
+		launch->no_worker = false;
 		return 0;
 	}
 
@@ -387,6 +388,10 @@ advance_slot(int index, List *databases)
 static void
 report_shortages(void)
 {
+	bool		no_worker = false;
+
+	for (int i = 0; i < MAX_SLOTS; i++)
+		no_worker |= launches[i].no_worker;
 	if (no_slot && !reported_no_slot)
 		ereport(WARNING,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
