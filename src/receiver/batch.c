@@ -520,6 +520,9 @@ batch_retry(int64 quarantine_id)
 
 	init_batch(&batch);
 	batch.limits.timeout = bw_store_timeout;
+	/* It can be put off, and deliveries wait meanwhile. */
+	batch.limits.lock_timeout = Min(bw_store_lock_timeout, WORK_LOCK_TIMEOUT);
+	batch.lock_budget = 0;
 	if (!transaction_run(TRANSACTION_LEFT_OPEN, &batch.limits, read_and_examine, &retry, &batch.error))
 		return false;
 	if (!retry.found)
