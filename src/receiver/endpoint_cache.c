@@ -48,6 +48,8 @@ static Statement read_keys = {
 
 static HTAB *endpoints = NULL;
 static bool has_unreadable_keys = false;
+static bool has_sealed_keys = false;
+static uint8 master_id[SECRET_KEY_ID_SIZE]; /* of the master key that opened those */
 
 static void reload(void);
 
@@ -191,6 +193,9 @@ load_keys(void)
 			OPENSSL_cleanse(VARDATA_ANY(blob), VARSIZE_ANY_EXHDR(blob));
 		}
 	}
+	has_sealed_keys = master_status == MASTER_KEY_READ;
+	if (has_sealed_keys)
+		memcpy(master_id, master.id, SECRET_KEY_ID_SIZE);
 	secrets_forget(&master);
 }
 
@@ -207,6 +212,7 @@ reload(void)
 
 	forget_everything();
 	has_unreadable_keys = false;
+	has_sealed_keys = false;
 	control.keysize = FRAME_MAX_PATH + 1;
 	control.entrysize = sizeof(Endpoint);
 	control.hcxt = cache.context;
@@ -241,15 +247,24 @@ void
 endpoint_cache_follow_settings(void)
 {
 	MasterKey	master;
+	MasterKeyStatus status;
+
+	if (has_unreadable_keys)
+		cache.current = false;
+	if (has_unreadable_keys || !has_sealed_keys)
+		return;
 
 	/* Keys that are open stay so.  That the next receiver could not open them is to be known before it has to. */
-	if (!has_unreadable_keys)
-	{
-		(void) secrets_read_master_key(bw_master_key_file, &master, LOG);
-		secrets_forget(&master);
-	}
-	else
-		cache.current = false;
+	status = secrets_read_master_key(bw_master_key_file, &master, LOG);
+	if (status == MASTER_KEY_NOT_SET)
+		ereport(LOG,
+				(errmsg("signing keys are encrypted, and banked_webhooks.master_key_file is not set"),
+				 errhint("The keys in use stay in use until they are read again.")));
+	else if (status == MASTER_KEY_READ && memcmp(master.id, master_id, SECRET_KEY_ID_SIZE) != 0)
+		ereport(LOG,
+				(errmsg("signing keys are encrypted under another master key than that in \"%s\"", bw_master_key_file),
+				 errhint("Run banked.rotate_master_key() with the file of the old one: the keys in use stay in use until they are read again.")));
+	secrets_forget(&master);
 }
 
 uint64

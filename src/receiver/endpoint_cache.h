@@ -53,8 +53,8 @@ extern bool endpoint_cache_is_current(void);
 
 /*
  * To be called when the settings have been read again.  Where a key could not be
- * opened the next refresh tries again; else a master key file that is of no use
- * any more is reported.
+ * opened the next refresh tries again; else a master key that would not open
+ * them any more is reported.
  */
 extern void endpoint_cache_follow_settings(void);
 

@@ -238,7 +238,13 @@ ok_until(sub { deliver('/hook', $rotated) == 200 }, 'repaired: 200');
 # ---------------------------------------------------------------------------
 
 is($service->sql('select banked.rotate_master_key()'), 0, 'nothing to re-encrypt');
-set_master_key_file('new.key');
+{
+	my $mark = $service->log_mark;
+	my $message = 'signing keys are encrypted under another master key than that in "new.key"';
+	$service->allow($message);
+	set_master_key_file('new.key');
+	ok($service->wait_for_log(qr/$message/, $mark), 'a reload with another master key: the log says that keys are to be re-encrypted');
+}
 like($service->sql_error('select banked.rotate_master_key()'), qr/55000: .*is encrypted under another master key/, 'without the old key: refused');
 is($service->sql('select key_id, secret from banked.key_secrets order by 1'), $blobs, 'and nothing is changed');
 is($service->sql("select banked.rotate_master_key('master.key')"), 4, 'with it: all secrets');
@@ -256,9 +262,15 @@ like($service->sql_error("select banked.rotate_master_key('new.key')"), qr/55000
 	set_master_key_file('gone.key');
 	ok($service->wait_for_log(qr/$message/, $mark), 'a setting that the next receiver could not use is reported at once');
 	is(deliver('/hook', $rotated), 200, 'this one goes on');
+	$mark = $service->log_mark;
+	set_master_key_file('new.key');
+	$service->wait_for_log(qr/received SIGHUP/, $mark);
+	$service->sql('select pg_sleep(0.2)');
+	unlike($service->log_since($mark), qr/signing keys are encrypted/, 'with the right one there is nothing to say');
 }
 
 # No way back by accident.
+$service->allow('signing keys are encrypted, and banked_webhooks.master_key_file is not set');
 set_master_key_file('');
 my $refusal = qr/55000: banked_webhooks.master_key_file is not set, and other secrets are encrypted/;
 like($service->sql_error(q(select banked.register_endpoint('/clear'))), $refusal, 'where secrets are encrypted none is stored as it is');
