@@ -538,6 +538,7 @@ COMMENT ON TRIGGER banked_webhooks_config_changed ON banked.service_state IS
 
 -- The bounds that register_endpoint() checks: the owner may change a row without it.
 -- Without a backslash they mean the same to every session and in every dump.
+-- An odd row of before can be disabled and retired all the same.
 CREATE FUNCTION banked._missing_endpoint_checks()
 RETURNS TABLE (name name, condition text)
 LANGUAGE sql STABLE
@@ -545,9 +546,9 @@ BEGIN ATOMIC
 	SELECT c.name, c.condition
 	FROM (VALUES
 		('endpoints_path_check',
-		 $c$octet_length(path) <= 255 AND path ~ '^/' AND path !~ '[^!-~]|[?#%]|//|/[.]{1,2}(/|$)' AND strpos(path, chr(92)) = 0$c$),
+		 $c$state <> 'active' OR octet_length(path) <= 255 AND path ~ '^/' AND path !~ '[^!-~]|[?#%]|//|/[.]{1,2}(/|$)' AND strpos(path, chr(92)) = 0$c$),
 		('endpoints_timestamp_tolerance_check',
-		 $c$timestamp_tolerance BETWEEN '1 microsecond' AND '10 years'$c$)
+		 $c$state <> 'active' OR timestamp_tolerance BETWEEN '1 microsecond' AND '10 years'$c$)
 	) AS c (name, condition)
 	WHERE NOT EXISTS (SELECT FROM pg_constraint AS p
 					  WHERE p.conrelid = to_regclass('banked.endpoints') AND p.conname = c.name);
@@ -1746,7 +1747,15 @@ BEGIN
 			DETAIL = 'Retiring is final: Banked was told to stop sending to this path.',
 			HINT = 'Register another path.';
 	END IF;
-	UPDATE banked.endpoints AS e SET state = new_state WHERE e.endpoint_id = endpoint.endpoint_id;
+	BEGIN
+		UPDATE banked.endpoints AS e SET state = new_state WHERE e.endpoint_id = endpoint.endpoint_id;
+	EXCEPTION
+		WHEN check_violation THEN
+			RAISE EXCEPTION USING
+				ERRCODE = 'object_not_in_prerequisite_state',
+				MESSAGE = format('endpoint "%s" has a path or timestamp_tolerance that cannot be used', path),
+				HINT = 'Correct its row in banked.endpoints.';
+	END;
 	PERFORM banked._audit(action, jsonb_build_object('path', path, 'endpoint_id', endpoint.endpoint_id));
 END
 $$;
@@ -1768,7 +1777,7 @@ BEGIN ATOMIC
 	SELECT banked._set_endpoint_state('enable_endpoint', path, 'active');
 END;
 COMMENT ON FUNCTION banked.enable_endpoint(text) IS
-	'makes a disabled path receive webhooks again; 42704: no such endpoint; 55000: it is retired';
+	'makes a disabled path receive webhooks again; 42704: no such endpoint; 55000: it is retired, or its row was given values that cannot be used';
 
 CREATE FUNCTION banked.retire_endpoint(path text)
 RETURNS void

@@ -157,6 +157,11 @@ ok_until(sub { $service->post('/after', next_event()) == 200 }, 'an endpoint tha
 is($service->post('/strict', next_event()), 200, 'and one of before');
 is($service->post('/long' . 'x' x 250, next_event()), 404, 'a path that is too long has not become another one');
 like($service->sql_error("update banked.endpoints set timestamp_tolerance = '300000 years' where path = '/after'"), qr/23514/, 'no more odd ones can be made');
+$service->sql(q(select banked.disable_endpoint('/ever')));
+ok(1, 'an odd one can be disabled');
+like($service->sql_error(q(select banked.enable_endpoint('/ever'))), qr/55000: endpoint "\/ever" has a path or timestamp_tolerance that cannot be used/, 'but not enabled again');
+$service->sql(q(select banked.retire_endpoint('/ever')));
+ok_until(sub { $service->post('/ever', next_event()) == 410 }, 'and retired');
 
 $session->quit;
 $service->check_log;
