@@ -1383,7 +1383,8 @@ BEGIN
 		RETURN;
 	END IF;
 
-	-- One at a time, by a lock that nobody else can take.
+	-- One at a time, by a lock that nobody else can take; behind a pause() or resume() that is not committed, which may come here next.
+	PERFORM FROM banked.service_state FOR NO KEY UPDATE;
 	LOCK TABLE banked.key_secrets IN SHARE UPDATE EXCLUSIVE MODE;
 	PERFORM banked._check_owners();
 	bare := banked._bare_relations();
