@@ -1311,8 +1311,7 @@ COMMENT ON FUNCTION banked._grant_privileges(text[]) IS
 /*
  * Called inside the script of an extension, ours or another one that
  * registers its endpoint, CREATE makes members of that extension, and GRANT
- * records privileges that pg_dump then leaves out.  ALTER EXTENSION ... DROP
- * undoes both.
+ * records privileges that pg_dump then leaves out.
  */
 CREATE FUNCTION banked._bound_relations()
 RETURNS TABLE (relation regclass, type text, extension name)
@@ -1329,6 +1328,7 @@ END;
 COMMENT ON FUNCTION banked._bound_relations() IS
 	'tables and their like that are members of an extension, or whose privileges count as a member''s';
 
+-- ALTER EXTENSION ... DROP undoes both.
 CREATE FUNCTION banked._release_from_extensions()
 RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -1438,6 +1438,7 @@ END
 $$;
 COMMENT ON FUNCTION banked._warn_if_not_served() IS 'raises a WARNING when no receiver is going to serve this database';
 
+-- A constraint of endpoints says the same (_missing_endpoint_checks); it cannot call this, since the table outlives the extension.
 CREATE FUNCTION banked._check_path(path text)
 RETURNS void
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp

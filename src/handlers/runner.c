@@ -366,18 +366,18 @@ function_is_missing(JobFailure *failure)
 
 /* Counts what attempts took, and how many of them succeeded. */
 static void
-count_done(int count, TimestampTz start)
+count_attempts(int done, TimestampTz start)
 {
 	int64		time = GetCurrentTimestamp() - start;
 	HandlerEntry *entry = &pool_state->entries[my_worker->entry];
 
 	LWLockAcquire(pool_state->lock, LW_EXCLUSIVE);
-	entry->totals.done += count;
+	entry->totals.done += done;
 	entry->totals.run_time += time;
 	LWLockRelease(pool_state->lock);
-	if (count == 0)
+	if (done == 0)
 		return;
-	runner.run_time = runner.run_time == 0 ? time / count : (runner.run_time * 3 + time / count) / 4;
+	runner.run_time = runner.run_time == 0 ? time / done : (runner.run_time * 3 + time / done) / 4;
 	runner.limit = Min(runner.limit * 2, MAX_CLAIM);
 }
 
@@ -416,7 +416,7 @@ runner_run(const Job *jobs, int index)
 	transaction_forget_cancel();
 
 	clean_session();
-	count_done(error == NULL ? 1 : 0, start);
+	count_attempts(error == NULL ? 1 : 0, start);
 	if (error != NULL)
 	{
 		describe_failure(&failure, error, cancels_before);
@@ -491,7 +491,7 @@ runner_run_together(const Job *jobs, int first, int count)
 	in_job = false;
 	transaction_forget_cancel();
 	clean_session();
-	count_done(committed ? done : 0, start);
+	count_attempts(committed ? done : 0, start);
 	if (!committed)
 		return false;
 

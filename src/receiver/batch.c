@@ -99,13 +99,12 @@ log_line_allowed(void)
 	return lines++ < LOG_LINES_PER_SECOND;
 }
 
-/* decided is null where nobody waits for an answer. */
 static void
-log_failure(BatchDecided decided, int sqlstate, int count)
+log_failure(const Batch *batch, int sqlstate, int count)
 {
 	if (!log_line_allowed())
 		return;
-	if (decided == NULL)
+	if (batch->decided == NULL)
 		ereport(LOG,
 				(errcode(sqlstate),
 				 errmsg("could not try a delivery in quarantine again (SQLSTATE %s), putting it off",
@@ -203,7 +202,7 @@ attempt(Batch *batch, Step step, Delivery **deliveries, int count)
 	else if (transaction_was_cut_short(batch->limits.signals))
 	{
 		make_unavailable(deliveries, count);
-		log_failure(batch->decided, ERRCODE_QUERY_CANCELED, count);
+		log_failure(batch, ERRCODE_QUERY_CANCELED, count);
 	}
 
 	if (batch->error.failure == FAILURE_LOCKED)
@@ -244,7 +243,7 @@ static void
 give_up(Batch *batch, Delivery **deliveries, int count)
 {
 	make_unavailable(deliveries, count);
-	log_failure(batch->decided, batch->error.sqlstate, count);
+	log_failure(batch, batch->error.sqlstate, count);
 	decide(batch, deliveries, count);
 }
 

@@ -132,7 +132,6 @@ static void
 open_key(EndpointKey *key, bytea *blob, MasterKey *master, MasterKeyStatus *master_status)
 {
 	char	   *context = secrets_key_context(&key->key_id);
-	char	   *key_id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&key->key_id)));
 	uint8		secret[SECRET_MAX_SIZE];
 	Size		length;
 	SecretStatus status;
@@ -155,7 +154,8 @@ open_key(EndpointKey *key, bytea *blob, MasterKey *master, MasterKeyStatus *mast
 	has_unreadable_keys = true;
 	ereport(LOG,
 			(errmsg("signing key %s %s; deliveries signed with it are answered with 503",
-					key_id, secrets_status_text(status))));
+					DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&key->key_id))),
+					secrets_status_text(status))));
 }
 
 static void
@@ -250,8 +250,11 @@ endpoint_cache_follow_settings(void)
 	MasterKeyStatus status;
 
 	if (has_unreadable_keys)
+	{
 		cache.current = false;
-	if (has_unreadable_keys || !has_sealed_keys)
+		return;
+	}
+	if (!has_sealed_keys)
 		return;
 
 	/* Keys that are open stay so.  That the next receiver could not open them is to be known before it has to. */

@@ -28,10 +28,12 @@
 /* Buffers that grew beyond this are given back when they are empty. */
 #define KEEP_BUFFER (1024 * 1024)
 
+/* No version of the endpoint cache: the list of paths could not be put into a frame. */
+#define NO_PATHS PG_UINT64_MAX
+
 static Gateway *gateway;
 static ConfigFrame sent_config;
-static uint64 sent_paths;		/* version of the endpoint cache */
-static bool paths_sent = false; /* it could be put into a frame */
+static uint64 sent_paths;		/* version of the endpoint cache, or NO_PATHS */
 static TimestampTz last_received_at = 0;
 static Delivery *deliveries = NULL; /* room for max_batch of them */
 static int	delivery_room = 0;
@@ -89,8 +91,7 @@ send_paths(void)
 	Size		count;
 	PathEntry  *paths = endpoint_cache_paths(&count);
 
-	paths_sent = frame_put_paths(&gateway->out, paths, count);
-	sent_paths = endpoint_cache_version();
+	sent_paths = frame_put_paths(&gateway->out, paths, count) ? endpoint_cache_version() : NO_PATHS;
 }
 
 void
@@ -122,7 +123,7 @@ gateway_link_follow_settings(void)
 void
 gateway_link_follow_endpoints(void)
 {
-	if (gateway->pid != 0 && (!paths_sent || sent_paths != endpoint_cache_version()))
+	if (gateway->pid != 0 && sent_paths != endpoint_cache_version())
 		send_paths();
 }
 

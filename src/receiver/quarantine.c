@@ -97,15 +97,30 @@ static Statement postpone_attempt = {
 	.argtypes = {INT8OID}
 };
 
-void
-quarantine_remove(int64 quarantine_id)
+/* Runs a statement that has the row's id as its argument. */
+static void
+change_row(Statement *statement, int64 quarantine_id)
 {
 	Identity	before;
 	Datum		value = Int64GetDatum(quarantine_id);
 
+	SPI_connect();
 	statements_become_owner(&before);
-	(void) statements_run(&delete_quarantine, &value, NULL, 0);
+	(void) statements_run(statement, &value, NULL, 0);
 	statements_restore(&before);
+	SPI_finish();
+}
+
+void
+quarantine_remove(int64 quarantine_id)
+{
+	change_row(&delete_quarantine, quarantine_id);
+}
+
+void
+quarantine_postpone(int64 quarantine_id)
+{
+	change_row(&postpone_attempt, quarantine_id);
 }
 
 static char
@@ -233,6 +248,7 @@ quarantine_next_attempt(TimestampTz *due_at)
 	TimestampTz now = GetCurrentTimestamp();
 	Identity	before;
 	int64		quarantine_id = 0;
+	Datum		value;
 	bool		isnull;
 
 	*due_at = DT_NOEND;
@@ -242,10 +258,10 @@ quarantine_next_attempt(TimestampTz *due_at)
 	SPI_connect();
 	statements_become_owner(&before);
 	(void) statements_run(&find_next_attempt, NULL, NULL, 0);
-	*due_at = DatumGetTimestampTz(statements_result(0, 1, &isnull));
-	if (isnull)
-		*due_at = DT_NOEND;
-	else if (*due_at <= now)
+	value = statements_result(0, 1, &isnull);
+	if (!isnull)
+		*due_at = DatumGetTimestampTz(value);
+	if (*due_at <= now)
 	{
 		(void) statements_run(&find_due_attempt, NULL, NULL, 0);
 		if (SPI_processed == 1)
@@ -256,17 +272,4 @@ quarantine_next_attempt(TimestampTz *due_at)
 	statements_restore(&before);
 	SPI_finish();
 	return quarantine_id;
-}
-
-void
-quarantine_postpone(int64 quarantine_id)
-{
-	Datum		value = Int64GetDatum(quarantine_id);
-	Identity	before;
-
-	SPI_connect();
-	statements_become_owner(&before);
-	(void) statements_run(&postpone_attempt, &value, NULL, 0);
-	statements_restore(&before);
-	SPI_finish();
 }
